@@ -1,0 +1,134 @@
+"""How claims are shown: one line when measured, and the reproduction card that ends a chapter.
+
+Measured numbers stand in elements of class ``measured``: they differ between machines, everything around them may not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+from lossbook.chapter.claims import Claim
+
+_MARKS = {"reproduced": "✓", "partly": "◐", "needs GPU": "⧗", "not reproduced": "✗"}
+_RELATION_SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim, what was measured for it and the verdict; ``measured`` is empty when a GPU is needed."""
+
+    claim: Claim
+    measured: dict[str, float]
+    verdict: str
+    enforced: bool
+    note: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether this outcome must stop the chapter."""
+        return self.enforced and not self.claim.accepts(self.verdict)
+
+    def record(self) -> dict[str, Any]:
+        """A JSON-ready form; non-finite numbers become strings."""
+        return {
+            **{key: value for key, value in asdict(self.claim).items() if key != "criteria"},
+            "criteria": {criterion.name: criterion.text for criterion in self.claim.criteria},
+            "measured": {name: value if math.isfinite(value) else str(value) for name, value in self.measured.items()},
+            "verdict": self.verdict,
+            "enforced": self.enforced,
+            "note": self.note,
+        }
+
+
+def slugged(verdict: str) -> str:
+    """The verdict as a CSS class."""
+    return verdict.lower().replace(" ", "-")
+
+
+def number(value: float) -> str:
+    """A measured value to three significant digits."""
+    return f"{value:.3g}"
+
+
+def criterion_text(text: str) -> str:
+    """A criterion as it is printed, with typographic relation signs."""
+    for plain, sign in _RELATION_SIGNS.items():
+        text = text.replace(plain, sign)
+    return text
+
+
+def criteria_text(criteria: Mapping[str, str]) -> str:
+    """All criteria of a claim in one line; a single one goes without its name."""
+    if len(criteria) == 1:
+        return criterion_text(next(iter(criteria.values())))
+    return "; ".join(f"{name.replace('_', ' ')} {criterion_text(text)}" for name, text in criteria.items())
+
+
+def measured_text(measured: Mapping[str, float | str]) -> str:
+    """All measured values of a claim in one line; a single one goes without its name."""
+    values = {name: number(float(value)) for name, value in measured.items()}
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+
+
+def verdict_html(verdict: str) -> str:
+    """The verdict with its mark, so that it does not depend on color alone."""
+    return f'<span class="verdict verdict-{slugged(verdict)}">{_MARKS[verdict]} {escape(verdict)}</span>'
+
+
+def line(outcome: Outcome) -> dict[str, str]:
+    """The display bundle for one measured claim."""
+    record = outcome.record()
+    criteria = criteria_text(record["criteria"])
+    measured = measured_text(outcome.measured) or "–"
+    unit = f" ({outcome.claim.unit})" if outcome.claim.unit else ""
+    html = (
+        f'<p class="lossbook-claim">{verdict_html(outcome.verdict)} <strong>{escape(outcome.claim.id)}</strong> '
+        f'measured <span class="measured">{escape(measured)}</span>{escape(unit)}, '
+        f"criterion {escape(criteria)}. <em>Paper: {escape(outcome.claim.paper)}.</em></p>"
+    )
+    return {
+        "text/html": html,
+        "text/plain": f"{outcome.claim.id} {outcome.verdict} [{criteria}] measured={measured}",
+    }
+
+
+def card(outcomes: list[Outcome], *, title: str, profile: str) -> dict[str, str]:
+    """The display bundle of a chapter's reproduction card.
+
+    Args:
+        outcomes: One outcome for every claim.
+        title: Title of the paper.
+        profile: Profile under which the values were measured.
+
+    Returns:
+        HTML and plain text by MIME type.
+    """
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("Claim", "Paper", "Criterion, fixed beforehand", "Here", "Verdict")
+    )
+    rows = []
+    for outcome in outcomes:
+        record, claim = outcome.record(), outcome.claim
+        central = " <strong>(central)</strong>" if claim.central else ""
+        note = outcome.note or (claim.reason if outcome.verdict == claim.expect != "reproduced" else "")
+        note = f'<br><span class="note">{escape(note)}</span>' if note else ""
+        unit = f"<br>{escape(claim.unit)}" if claim.unit else ""
+        rows.append(
+            f'<tr><th scope="row">{claim.id}{central}<br><span class="statement">{escape(claim.statement)}</span></th>'
+            f'<td>{escape(claim.paper)}<br><span class="where">{escape(claim.where)}</span></td>'
+            f"<td>{escape(criteria_text(record['criteria']))}{unit}</td>"
+            f'<td class="measured">{escape(measured_text(outcome.measured) or "–")}</td>'
+            f"<td>{verdict_html(outcome.verdict)}{note}</td></tr>"
+        )
+    html = (
+        f'<div class="lossbook-card"><table><caption>Reproduction card: {escape(title)} (profile {profile})</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+    plain = "\n".join([f"Reproduction card: {title} (profile {profile})", *(line(o)["text/plain"] for o in outcomes)])
+    return {"text/html": html, "text/plain": plain}

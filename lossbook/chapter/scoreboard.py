@@ -1,0 +1,104 @@
+"""The scoreboard: every claim of every chapter, read from the executed notebooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import nbformat
+
+from lossbook.chapter import catalog
+from lossbook.chapter.card import criteria_text, measured_text
+from lossbook.chapter.claims import VERDICTS, load_claims
+from lossbook.chapter.execute import find_card
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One claim of one chapter: what the paper says, what we measured, and the verdict."""
+
+    number: int
+    chapter: str
+    slug: str
+    id: str
+    statement: str
+    kind: str
+    central: bool
+    paper: str
+    measured: str
+    criterion: str
+    verdict: str
+    profile: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """All rows, in the order of the book."""
+
+    rows: tuple[ScoreRow, ...]
+
+    def totals(self) -> dict[str, int]:
+        """How many chapters are planned and written, how many claims there are, and how many by verdict."""
+        counts = Counter(row.verdict for row in self.rows)
+        return {
+            "planned": len(catalog.chapters()),
+            "chapters": len({row.number for row in self.rows}),
+            "claims": len(self.rows),
+            **{verdict: counts.get(verdict, 0) for verdict in VERDICTS},
+        }
+
+    def to_markdown(self) -> str:
+        """A MyST table with one row per claim and links to the chapters."""
+        head = "| Chapter | Claim | Paper | Criterion | Here | Verdict |\n|---|---|---|---|---|---|\n"
+        return head + "".join(
+            f"| {{doc}}`{row.number:02d} </notebooks/{row.slug}>` | **{row.id}** ({row.kind}) {_cell(row.statement)} "
+            f"| {_cell(row.paper)} | {_cell(row.criterion)} | {_cell(row.measured)} | {row.verdict} |\n"
+            for row in self.rows
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows as plain dictionaries."""
+        return [dict(row.__dict__) for row in self.rows]
+
+
+def scoreboard() -> Scoreboard:
+    """Read the reproduction cards of all written chapters.
+
+    Returns:
+        The scoreboard; a claim whose chapter was executed without reaching its card counts as not reproduced.
+    """
+    return Scoreboard(tuple(row for info in catalog.chapters() if info.written for row in _rows(info)))
+
+
+def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
+    notebook = nbformat.read(info.notebook, as_version=4)
+    run = notebook.metadata.get("lossbook", {})
+    record = find_card(notebook) or {"claims": [], "profile": run.get("profile", "none")}
+    settled = {entry["id"]: entry for entry in record["claims"]}
+    rows = []
+    for claim in load_claims(info.slug).values():
+        entry = settled.get(claim.id)
+        rows.append(
+            ScoreRow(
+                number=info.number,
+                chapter=info.title,
+                slug=info.slug,
+                id=claim.id,
+                statement=claim.statement,
+                kind=claim.kind,
+                central=claim.central,
+                paper=claim.paper,
+                measured=measured_text(entry["measured"]) if entry and entry["measured"] else "–",
+                criterion=criteria_text({criterion.name: criterion.text for criterion in claim.criteria}),
+                verdict=entry["verdict"] if entry else "not reproduced",
+                profile=record["profile"],
+                seconds=float(run.get("cpu_seconds", 0.0)),
+            )
+        )
+    return rows
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
