@@ -1,0 +1,10 @@
+"""Loss functions of the book's chapters, as pure functions on tensors in the manner of ``torch.nn.functional``.
+
+One file holds one family (``comp_sum.py``, ``contrastive.py``, ...) and lists its public names in ``__all__``.  This
+package re-exports all of them flat, so users write ``lossbook.losses.name`` and never the file: a loss can move
+between files without breaking anybody.  A new loss is therefore added in three places: its family file, the import
+and ``__all__`` below, and one ``Case`` in ``tests/contract_cases.py``, which puts it under the contract every loss
+keeps (reductions, dtypes, extreme logits, empty batches, error messages, and the formula its docstring displays).
+"""
+
+__all__: list[str] = []

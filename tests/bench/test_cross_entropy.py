@@ -1,0 +1,243 @@
+"""Every method of the cross-entropy benchmark runs, is accurate, and is measured in a process of its own."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lossbook import bench
+from lossbook.bench import cross_entropy, process
+from lossbook.bench.accuracy import check
+from lossbook.bench.inputs import PEAKED_LOSS, make_inputs
+from lossbook.bench.measure import CPUGauge, sample
+from lossbook.bench.methods import NotAvailableError
+
+SIZES = {"n": 96, "vocab": 640, "dim": 24}
+# torch.compile takes half a minute of compiler time; its worker path is that of dense.
+QUICK = [name for name in bench.METHODS if name != "torch_compile"]
+
+
+def inputs(data="gaussian", dtype=torch.float32, **sizes):
+    return make_inputs(**SIZES | sizes, dtype=dtype, device="cpu", seed=0, data=data)
+
+
+@pytest.fixture(scope="module")
+def report():
+    """A real run: two workers."""
+    return bench.cce(**SIZES, methods=["dense", "grad_in_forward"], repeats=3)
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    """Answer in this process, to test what surrounds the workers."""
+    from lossbook.bench import worker
+
+    def answer(module, spec, *, threads, timeout):
+        return json.loads(json.dumps(worker.measure(spec)))
+
+    monkeypatch.setattr(cross_entropy, "run_worker", answer)
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("data", ["gaussian", "peaked"])
+def test_every_method_is_accurate(name, data):
+    method = bench.METHODS[name]
+    try:
+        loss = method.build()
+    except NotAvailableError as reason:
+        pytest.skip(str(reason))
+    accuracy = check(loss, inputs(data), rows=SIZES["n"])
+    assert accuracy.loss < 1e-6
+    gradient_bound = 1e-5 if method.exact else 1e-2
+    assert accuracy.e_gradient < gradient_bound
+    assert accuracy.c_gradient < gradient_bound
+
+
+def test_check_sees_a_wrong_gradient():
+    accuracy = check(lambda e, c, target: bench.METHODS["dense"].build()(e, c.detach() + 0 * c, target), inputs(), 16)
+    assert accuracy.loss < 1e-6
+    assert accuracy.e_gradient < 1e-5
+    assert accuracy.c_gradient == pytest.approx(1.0)
+
+
+def test_density_counts_the_entries():
+    given = inputs("peaked")
+    accuracy = check(bench.METHODS["dense"].build(), given, rows=96)
+    p = torch.softmax(given.e.double() @ given.c.double().T, 1)
+    assert accuracy.density == pytest.approx((p >= 2**-12).double().mean().item(), abs=1e-12)
+
+
+def test_peaked_inputs_have_the_wanted_loss_and_zipf_targets():
+    given = inputs("peaked", n=2000, vocab=4000)
+    loss = torch.nn.functional.cross_entropy(given.e @ given.c.T, given.target).item()
+    assert loss == pytest.approx(PEAKED_LOSS, abs=0.2)  # tuned on 128 of the 2000 rows
+    assert (given.target < 40).double().mean() > 0.3
+    again = make_inputs(
+        n=2000, vocab=4000, dim=24, dtype=torch.float32, device="cpu", seed=0, data="peaked", scale=given.scale
+    )
+    assert torch.equal(given.e, again.e)
+    assert torch.equal(given.target, again.target)
+
+
+def test_report_of_a_real_run(report):
+    dense, ours = report.rows
+    assert dense.loss == pytest.approx(ours.loss, rel=1e-6)
+    assert dense.gradient_bytes == 4 * SIZES["dim"] * (SIZES["n"] + SIZES["vocab"])
+    for row in report.rows:
+        assert len(row.samples) == 3
+        assert row.cpu_seconds > 0
+        assert row.cpu_seconds_forward > 0
+        assert row.device_seconds is None
+        assert max(row.loss_error, row.e_gradient_error, row.c_gradient_error) < 1e-5
+    assert report.ratio("dense") == 1.0
+    assert report.ratio("grad_in_forward") == ours.cpu_seconds / dense.cpu_seconds
+    assert report.environment["threads"] == 1
+    assert report.device_slug == "cpu"
+
+
+def test_json_round_trip(report, tmp_path):
+    path = report.to_json(tmp_path)
+    assert path == tmp_path / "cce-cpu.json"
+    assert bench.CCEReport.from_json(path) == report
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cce-cpu.json"]
+
+
+def test_json_is_complete_or_absent(report, tmp_path):
+    broken = dataclasses.replace(report, data={"scale": object()})
+    with pytest.raises(TypeError):
+        broken.to_json(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_of_something_else_is_refused(tmp_path):
+    for content in ("{", "[]", '{"rows": 3}', '{"rows": []}'):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(ValueError, match="path must hold a benchmark report, got .*x.json"):
+            bench.CCEReport.from_json(tmp_path / "x.json")
+
+
+def test_ratio_names_what_is_wrong(report):
+    with pytest.raises(ValueError, match=r"method must be one of \['dense', 'grad_in_forward'\], got 'nope'"):
+        report.ratio("nope")
+    with pytest.raises(ValueError, match="what must be one of .*, got 'wall'"):
+        report.ratio("dense", what="wall")
+    with pytest.raises(ValueError, match="dense has no device_seconds: not measured on this device"):
+        report.ratio("dense", what="device_seconds")
+
+
+def test_missing_method_is_a_row_with_a_reason(monkeypatch, no_workers):
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    report = bench.cce(**SIZES, methods=["torch_chunked", "dense"])
+    assert report.row("torch_chunked").not_available == "needs torch >= 2.13"
+    assert report.row("dense").cpu_seconds > 0
+    with pytest.raises(ValueError, match="torch_chunked has no cpu_seconds: needs torch >= 2.13"):
+        report.ratio("torch_chunked")
+    assert "torch_chunked is not available: needs torch >= 2.13" in report.table().caption
+
+
+def test_scale_is_searched_for_once(monkeypatch, no_workers):
+    from lossbook.bench import inputs as module
+
+    calls = []
+    tune = module.tune_scale
+    monkeypatch.setattr(module, "tune_scale", lambda *args: calls.append(1) or tune(*args))
+    report = bench.cce(**SIZES, methods=["dense", "two_pass"], data="peaked")
+    assert len(calls) == 1
+    assert report.rows[0].loss == pytest.approx(report.rows[1].loss, rel=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_is_said_before_any_worker_starts():
+    with pytest.raises(ValueError, match=r"device must be present, got 'cuda': PyTorch .* sees no GPU here"):
+        bench.cce(**SIZES, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n": 0}, "n must be an int >= 1, got 0"),
+        ({"threads": 1.5}, "threads must be an int >= 1, got 1.5"),
+        ({"repeats": True}, "repeats must be an int >= 1, got True"),
+        ({"dtype": "int8"}, r"dtype must be one of \['float32', .*\], got 'int8'"),
+        ({"data": "real"}, r"data must be one of \['gaussian', 'peaked'\], got 'real'"),
+        ({"device": "tpu"}, "device must be 'cpu' or 'cuda', got 'tpu'"),
+        ({"methods": "dense"}, "methods must be a sequence of names, got the string 'dense'"),
+        ({"methods": ["dense", "magic"]}, r"methods must be names out of .*, got \['magic'\]"),
+        ({"methods": []}, r"methods must be names out of .*, got \[\]"),
+        ({"methods": ["dense", "dense"]}, "methods must not repeat a name"),
+    ],
+)
+def test_bad_arguments(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        bench.cce(**wrong)
+
+
+def test_a_failing_worker_is_quoted():
+    spec = {"method": "dense", "threads": 1}
+    with pytest.raises(bench.BenchmarkError, match=r"dense: the worker failed: KeyError: 'n'(.|\n)*Traceback"):
+        process.run_worker("lossbook.bench.worker", spec, threads=1, timeout=60)
+
+
+def test_a_slow_or_silent_or_killed_worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    bodies = {
+        "slow": ("import time; time.sleep(60)", "ended after 0.5 s"),
+        "silent": ("print('hello')", "printed no result, but: 'hello"),
+        "killed": ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL; most likely .* out of memory"),
+    }
+    for name, (body, message) in bodies.items():
+        (tmp_path / f"{name}_worker.py").write_text(body)
+        with pytest.raises(bench.BenchmarkError, match=f"{name}_worker: .*{message}"):
+            process.run_worker(f"{name}_worker", {}, threads=1, timeout=0.5 if name == "slow" else 60)
+
+
+def test_worker_threads_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "echo_worker.py").write_text("import json, os; print(json.dumps(os.environ['OMP_NUM_THREADS']))")
+    assert process.run_worker("echo_worker", {}, threads=3, timeout=60) == "3"
+
+
+def test_gauge_counts_memory_held_only_for_a_moment():
+    size = 64 << 20
+    gauge = CPUGauge()
+    gauge.start()
+    tensor = torch.ones(size // 4)
+    del tensor
+    assert gauge.extra_bytes() >= 0.95 * size
+
+
+@pytest.mark.skipif(not CPUGauge()._can_reset, reason="the peak can only be reset on Linux")
+def test_gauge_forgets_what_was_before():
+    tensor = torch.ones(64 << 18)
+    del tensor
+    leaf = torch.ones(4, requires_grad=True)
+    assert sample(leaf.sum, CPUGauge()).extra_bytes < 8 << 20
+
+
+def test_importing_the_package_loads_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, lossbook.bench; print([m for m in ('torch', 'typer', 'rich', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_command_line(tmp_path):
+    runner = CliRunner()
+    listed = runner.invoke(bench.cli_app, ["list"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in bench.METHODS)
+    sizes = [f"--{name}={size}" for name, size in SIZES.items()]
+    out = tmp_path / "results" / "run.json"
+    done = runner.invoke(bench.cli_app, ["cce", *sizes, "--methods=dense", "--repeats=1", f"--out={out}"])
+    assert done.exit_code == 0, done.output
+    assert bench.CCEReport.from_json(out).settings["repeats"] == 1
+
+
+def test_command_line_reports_errors_in_one_sentence():
+    done = CliRunner().invoke(bench.cli_app, ["cce", "--methods=magic"])
+    assert done.exit_code == 2
+    assert "methods must be names out of" in done.output
+    assert "Traceback" not in done.output

@@ -1,0 +1,70 @@
+"""What every test runs under: one thread, fixed printing, static explorers, and reasons for what cannot run here."""
+
+import os
+import shutil
+from pathlib import Path
+
+# Read by the numerical libraries when they load, so set before the first import of torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LOSSBOOK_STATIC", "1")
+
+import pytest
+import torch
+
+_CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_printoptions(profile="default")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("browser") and chromium_path() is None:
+        pytest.skip("no Chromium on the PATH; install it with: apt-get install chromium")
+    if item.get_closest_marker("model"):
+        problem = _model_problem()
+        if problem and os.environ.get("CI") == "true":
+            pytest.fail(f"continuous integration must have the model weights: {problem}", pytrace=False)
+        if problem:
+            pytest.skip(problem)
+
+
+def chromium_path():
+    """Path of an installed Chromium, or None."""
+    return next((Path(path) for name in _CHROMIUM_NAMES if (path := shutil.which(name))), None)
+
+
+def _model_problem():
+    """Why the SmolLM2 weights cannot be used, or None."""
+    from lossbook import data
+
+    state = next(asset for asset in data.status() if asset.name == "smollm2")
+    return None if state.state == "ok" else f"SmolLM2 weights are {state.state}; {state.fix}"
+
+
+@pytest.fixture
+def chromium():
+    """Path of the installed Chromium; tests that use it carry the marker ``browser``."""
+    return chromium_path()
+
+
+@pytest.fixture
+def generator():
+    """A seeded generator, so that no test touches or depends on the global random state."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def nan_empty(monkeypatch):
+    """Fill every new uninitialized floating tensor with NaN: a read before the first write shows in the result."""
+
+    def poisoned(make):
+        def call(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return call
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
