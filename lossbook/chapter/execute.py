@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -21,7 +22,7 @@ from nbformat import NotebookNode
 from lossbook.chapter.catalog import ChapterInfo
 
 _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-_MODEL_ID = re.compile(r"\b[0-9a-f]{32}\b")
+_MODEL_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 Progress = Callable[[int, int], None]
 
 
@@ -80,6 +81,7 @@ def execute(
                 parameters=parameters,
                 engine_name=_register_engine(),
                 kernel_name="python3",
+                language="python",
                 progress_bar=False,
                 cwd=str(target.parent),
                 on_progress=on_progress,
@@ -173,12 +175,26 @@ def find_card(notebook: NotebookNode) -> dict[str, Any] | None:
 
 
 def _rename_widgets(notebook: NotebookNode) -> NotebookNode:
+    """Number the widget models in the order in which the outputs lead to them, instead of at random."""
     state = notebook.metadata.get("widgets", {}).get(_WIDGET_STATE, {}).get("state")
     if not state:
         return notebook
-    names = {model: f"{index:032x}" for index, model in enumerate(state, start=1)}
-    text = nbformat.writes(notebook)
-    return nbformat.reads(_MODEL_ID.sub(lambda match: names.get(match[0], match[0]), text), as_version=4)
+    names: dict[str, str] = {}
+    pending = _MODEL_ID.findall(json.dumps([cell.get("outputs", []) for cell in notebook.cells], sort_keys=True))
+    while len(names) < len(state):
+        while pending:
+            model = pending.pop(0)
+            if model in state and model not in names:
+                names[model] = f"{len(names) + 1:032x}"
+                pending = _MODEL_ID.findall(json.dumps(state[model], sort_keys=True)) + pending
+        # What no output leads to (links between widgets) is ordered by what it refers to.
+        rest = {model: _renamed(json.dumps(state[model], sort_keys=True), names) for model in state.keys() - names}
+        pending = sorted(rest, key=rest.get)[:1]
+    return nbformat.reads(_renamed(nbformat.writes(notebook), names), as_version=4)
+
+
+def _renamed(text: str, names: dict[str, str]) -> str:
+    return _MODEL_ID.sub(lambda match: names.get(match[0], match[0]), text)
 
 
 def _register_engine() -> str:
