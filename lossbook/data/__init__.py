@@ -1,0 +1,59 @@
+"""Data and models of the chapters, offline first: each states its source, licence, size and checksum.
+
+The functions that need torch are imported when they are first used, so that ``lossbook fetch`` starts quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lossbook.data.assets import AssetStatus, fetch, status
+from lossbook.data.cache import cache_dir
+from lossbook.data.errors import DataError
+from lossbook.data.texts import TextInfo, text, text_info, text_names
+
+if TYPE_CHECKING:
+    from lossbook.data.images import Digits, digits
+    from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
+
+__all__ = [
+    "AssetStatus",
+    "DataError",
+    "Digits",
+    "LanguageModel",
+    "TextInfo",
+    "cache_dir",
+    "digits",
+    "fetch",
+    "final_hidden",
+    "smollm2",
+    "smollm2_head",
+    "status",
+    "text",
+    "text_info",
+    "text_names",
+    "token_blocks",
+]
+
+_LAZY = {
+    "Digits": "images",
+    "digits": "images",
+    "LanguageModel": "models",
+    "final_hidden": "models",
+    "smollm2": "models",
+    "smollm2_head": "models",
+    "token_blocks": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
