@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lossbook.chapter.explorer import explore, static_mode
     from lossbook.chapter.figures import METHODS, PALETTE, color, style, use_style
     from lossbook.chapter.repeatability import limit_threads, seed_everything
+    from lossbook.chapter.source import show_source
     from lossbook.chapter.training import History, train
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "explorer": ("explore", "static_mode"),
     "figures": ("METHODS", "PALETTE", "color", "style", "use_style"),
     "repeatability": ("limit_threads", "seed_everything"),
+    "source": ("show_source",),
     "training": ("History", "train"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -38,6 +40,7 @@ __all__ = [
     "limit_threads",
     "load_claims",
     "seed_everything",
+    "show_source",
     "static_mode",
     "style",
     "train",

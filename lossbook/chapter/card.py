@@ -6,7 +6,7 @@ Measured numbers stand in elements of class ``measured``: they differ between ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -96,6 +96,22 @@ def line(outcome: Outcome) -> dict[str, str]:
         "text/html": html,
         "text/plain": f"{outcome.claim.id} {outcome.verdict} [{criteria}] measured={measured}",
     }
+
+
+def plan(claims: Iterable[Claim]) -> dict[str, str]:
+    """The display bundle of the claims a chapter sets out to measure, before anything is run."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim", "Paper", "Criterion"))
+    rows, plain = [], []
+    for claim in claims:
+        criteria = criteria_text({criterion.name: criterion.text for criterion in claim.criteria})
+        rows.append(
+            f'<tr><th scope="row">{claim.id}<br><span class="statement">{escape(claim.statement)}</span></th>'
+            f'<td>{escape(claim.paper)}<br><span class="where">{escape(claim.where)}</span></td>'
+            f"<td>{escape(criteria)}</td></tr>"
+        )
+        plain.append(f"{claim.id} {claim.statement} [{criteria}]")
+    html = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return {"text/html": f'<div class="lossbook-card">{html}</div>', "text/plain": "\n".join(plain)}
 
 
 def card(outcomes: list[Outcome], *, title: str, profile: str) -> dict[str, str]:

@@ -93,6 +93,14 @@ class Chapter:
         """
         return torch.Generator(self.device).manual_seed(self.seed + offset)
 
+    def show_claims(self) -> None:
+        """Show what the chapter sets out to measure: every claim with its criterion, before anything is run.
+
+        Returns:
+            None.
+        """
+        display(cards.plan(self.claims.values()), raw=True)
+
     def claim(self, claim_id: str, value: float | Mapping[str, float] | None = None, **values: float) -> str:
         """Hold measured values against a claim's fixed criteria, and show the verdict.
 

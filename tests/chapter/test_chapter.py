@@ -7,6 +7,7 @@ import torch
 
 from lossbook.chapter import Chapter, ClaimsFailedError, core
 from lossbook.chapter.claims import parse_claims
+from lossbook.chapter.source import source_of
 
 CLAIMS = """
 chapter: 17_cut_cross_entropy
@@ -131,3 +132,18 @@ def test_unknown_claim_and_names(shown):
         book.claim("17.z", 1)
     with pytest.raises(ValueError, match="measures low, high; got low"):
         book.claim("17.b", 1)
+
+
+def test_plan_shows_every_criterion_before_anything_is_measured(shown):
+    chapter().show_claims()
+    assert "17.a same [≤ 1e-10]" in shown[-1][0]["text/plain"]
+    assert shown[-1][0]["text/html"].count("<tr>") == 4
+
+
+def test_source_is_shown_without_its_docstring():
+    text = source_of(source_of)
+    assert text.startswith("def source_of(function: Callable) -> str:")
+    assert "dedented source text" not in text
+    assert "inspect.getsource" in text
+    with pytest.raises(TypeError, match="function must be written in Python"):
+        source_of(len)
