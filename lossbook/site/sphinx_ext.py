@@ -1,18 +1,22 @@
-"""Sphinx extension of the book: pages made from data, and chapter numbers as the plan of the book gives them."""
+"""Sphinx extension of the book: pages made from data, chapter numbers as planned, and scripts for the widgets."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from ipywidgets.embed import DEFAULT_EMBED_REQUIREJS_URL
+from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors.toctree import TocTreeCollector
 from sphinx.util.docutils import SphinxDirective
+from sphinx_external_toc.collectors import TocTreeCollectorWithStyles as Collector
 
 from lossbook.site import pages
 
@@ -43,10 +47,10 @@ _DIRECTIVES = {
     "lossbook-run-times": pages.run_times,
     "lossbook-benchmarks": pages.benchmarks,
 }
-_assign_from_one = TocTreeCollector.assign_section_numbers
+_assign_from_one = Collector.assign_section_numbers
 
 
-def _assign_section_numbers(self: TocTreeCollector, env: BuildEnvironment) -> list[str]:
+def _assign_section_numbers(self: Collector, env: BuildEnvironment) -> list[str]:
     """Number sections as Sphinx does, but give each chapter its own number in place of its rank among those written.
 
     Figures, equations and exercises take their first number from the section's, so they follow.
@@ -56,19 +60,33 @@ def _assign_section_numbers(self: TocTreeCollector, env: BuildEnvironment) -> li
     for docname, numbers in env.toc_secnumbers.items():
         if found := _CHAPTER.match(docname):
             chapter = int(found[1])
-            env.toc_secnumbers[docname] = {anchor: _renumber(number, chapter) for anchor, number in numbers.items()}
+            env.toc_secnumbers[docname] = {
+                anchor: number and (chapter, *number[1:]) for anchor, number in numbers.items()
+            }
             for node in (env.titles[docname], *env.tocs[docname].findall(nodes.reference)):
                 if node.get("secnumber"):
-                    node["secnumber"] = _renumber(node["secnumber"], chapter)
+                    node["secnumber"] = [chapter, *node["secnumber"][1:]]
     return [docname for docname, numbers in env.toc_secnumbers.items() if numbers != before.get(docname)]
 
 
-def _renumber(number: tuple[int, ...] | None, chapter: int) -> tuple[int, ...] | None:
-    return number and (chapter, *number[1:])
+def _match_widget_script(_app: Sphinx, config: Config) -> None:
+    """Load the widget script that belongs to the installed ipywidgets, in place of MyST-NB's fixed older one."""
+    scripts = dict(config.nb_ipywidgets_js)
+    for address in [address for address in scripts if "html-manager" in address]:
+        scripts[DEFAULT_EMBED_REQUIREJS_URL] = scripts.pop(address)
+    config.nb_ipywidgets_js = scripts
+
+
+def _locate_widget_fonts(app: Sphinx, page: str, *_: object) -> None:
+    """Tell require.js where the widget script comes from: it looks for its fonts beside that, not beside the page."""
+    if NbMetadataCollector.get_js_files(app.env, page):
+        name = "@jupyter-widgets/html-manager/dist/libembed-amd"
+        paths = {name: DEFAULT_EMBED_REQUIREJS_URL.removesuffix("embed-amd.js") + "libembed-amd"}
+        app.add_js_file(None, body=f"var require = {json.dumps({'paths': paths})};", priority=100)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directives and the numbering with Sphinx.
+    """Register the directives, the widget scripts and the numbering with Sphinx.
 
     Args:
         app: The Sphinx application.
@@ -78,5 +96,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """
     for name, make in _DIRECTIVES.items():
         app.add_directive(name, _directive(make))
-    TocTreeCollector.assign_section_numbers = _assign_section_numbers
+    app.connect("config-inited", _match_widget_script)
+    app.connect("html-page-context", _locate_widget_fonts)
+    Collector.assign_section_numbers = _assign_section_numbers
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
