@@ -1,4 +1,4 @@
-"""Data and models of the chapters, offline first: each states its source, licence, size and checksum.
+"""Data and models of the chapters, offline first: each states its source, license, size and checksum.
 
 The functions that need torch are imported when they are first used, so that ``lossbook fetch`` starts quickly.
 """

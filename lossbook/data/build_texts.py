@@ -90,7 +90,7 @@ def dataset_notes() -> str:
 
 
 def licenses() -> dict[str, str]:
-    """Return the licence texts that travel with the excerpts, by file name."""
+    """Return the license texts that travel with the excerpts, by file name."""
     from importlib.metadata import files
 
     copying = next(path for path in files("scikit-learn") or [] if path.name == "COPYING")
@@ -99,7 +99,7 @@ def licenses() -> dict[str, str]:
 
 
 def build(folder: Path) -> list[TextInfo]:
-    """Write all excerpts, their licences and ``texts.json`` into a folder.
+    """Write all excerpts, their licenses and ``texts.json`` into a folder.
 
     Args:
         folder: Created where it does not exist.

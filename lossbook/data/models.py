@@ -32,7 +32,7 @@ class LanguageModel:
         tokenizer: Its tokenizer; ``model`` and ``tokenizer`` are ordinary transformers objects.
         name: Name of the model.
         source: Where the weights come from.
-        license: SPDX identifier of the weights' licence.
+        license: SPDX identifier of the weights' license.
     """
 
     model: LlamaForCausalLM
@@ -60,7 +60,7 @@ def smollm2(*, dtype: torch.dtype = torch.float32, cache: Path | str | None = No
         cache: Cache folder; default :func:`lossbook.data.cache_dir`.
 
     Returns:
-        The model in evaluation mode on the CPU with gradients switched off, its tokenizer, source and licence.
+        The model in evaluation mode on the CPU with gradients switched off, its tokenizer, source and license.
 
     Raises:
         TypeError: If ``dtype`` is not a floating-point ``torch.dtype``.

