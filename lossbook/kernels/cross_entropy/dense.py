@@ -1,0 +1,81 @@
+"""The dense reference: every logit at once, plain autograd, differentiable as often as wanted."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossbook.kernels.cross_entropy.problem import Problem, Statistics
+from lossbook.kernels.cross_entropy.tiles import FILTER_ROWS
+
+
+def dense_statistics(problem: Problem) -> Statistics:
+    """Statistics of every row from the whole ``N x V`` matrix of logits."""
+    # Ignored rows may hold anything, NaN included; a zero row has harmless logits and no gradient.
+    e = problem.e if problem.valid is None else problem.e.masked_fill(~problem.valid[:, None], 0)
+    e, c = e.to(problem.work), problem.c.to(problem.work)
+    bias = None if problem.bias is None else problem.bias.to(problem.work)
+    z = _cap(_linear(e, c, bias), problem.softcap)
+    class_weight = None if problem.class_weight is None else problem.class_weight.to(problem.work)
+    # Label smoothing is taken from the unfiltered logits.
+    logit_sum = None if class_weight is None else z @ class_weight
+    if problem.eps_e is not None or problem.eps_c is not None:
+        kept_e, kept_c = (_kept(problem, z.detach(), eps) for eps in (problem.eps_e, problem.eps_c))
+        z = _cap(_FilteredLinear.apply(e, c, bias, kept_e, kept_c), problem.softcap)
+    target_logit = None if problem.target is None else z.gather(1, _column(problem)[:, None])[:, 0]
+    return Statistics(*(_mask(value, problem.valid) for value in (z.logsumexp(1), target_logit, logit_sum)))
+
+
+def _linear(e: Tensor, c: Tensor, bias: Tensor | None) -> Tensor:
+    return e @ c.T if bias is None else torch.addmm(bias, e, c.T)
+
+
+def _cap(z: Tensor, softcap: float | None) -> Tensor:
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def _column(problem: Problem) -> Tensor:
+    return problem.target.clamp(0, problem.size - 1)
+
+
+def _mask(values: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    return values if values is None or valid is None else values.where(valid, 0)
+
+
+def _kept(problem: Problem, z: Tensor, eps: float | None) -> Tensor | None:
+    """Mask of shape ``(N, V)``: which logits may pass a gradient; None if all."""
+    if eps is None:
+        return None
+    valid = torch.ones_like(z[:, 0], dtype=torch.bool) if problem.valid is None else problem.valid
+    # Blocks are counted over the valid rows only.
+    block = (valid.cumsum(0) - 1).clamp(min=0) // FILTER_ROWS
+    blocks = -(-len(z) // FILTER_ROWS)
+    softmax = z.softmax(1).masked_fill(~valid[:, None], 0)
+    kept = ~(z.new_zeros(blocks, problem.size).index_reduce_(0, block, softmax, "amax") < eps)
+    kept.index_put_((block[valid], _column(problem)[valid]), torch.tensor(True))
+    return kept[block]
+
+
+class _FilteredLinear(torch.autograd.Function):
+    """``e @ c.T + bias`` whose gradients see the logits through two masks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, e: Tensor, c: Tensor, bias: Tensor | None, kept_e: Tensor | None, kept_c: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(e, c, kept_e, kept_c)
+        return _linear(e, c, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        e, c, kept_e, kept_c = ctx.saved_tensors
+        for_e = gradient if kept_e is None else gradient.where(kept_e, 0)
+        for_c = gradient if kept_c is None else gradient.where(kept_c, 0)
+        need_e, need_c, need_bias, *_ = ctx.needs_input_grad
+        return (
+            for_e @ c if need_e else None,
+            for_c.T @ e if need_c else None,
+            for_c.sum(0) if need_bias else None,
+            None,
+            None,
+        )
