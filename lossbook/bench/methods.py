@@ -6,8 +6,11 @@ at once.
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -80,14 +83,25 @@ def _torch_linear_cross_entropy(chunked: bool) -> Callable[[], Loss]:
     return build
 
 
-def _torch_compile() -> Loss:
-    import shutil
+def missing_compiler() -> str | None:
+    """Say what the default backend of ``torch.compile`` lacks on this machine.
 
+    Returns:
+        The reason it cannot work, or None.
+    """
+    if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "cl")):
+        return "needs a C++ compiler (g++, clang++ or cl) on the PATH"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "needs the headers of Python (Python.h)"
+    return None
+
+
+def _torch_compile() -> Loss:
     import torch
 
-    # Inductor compiles C++ for the CPU, and Triton starts a C compiler for its launcher on a GPU.
-    if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "cl")):
-        raise NotAvailableError("needs a C++ compiler (g++, clang++ or cl) on the PATH")
+    reason = missing_compiler()
+    if reason is not None:
+        raise NotAvailableError(reason)
     return torch.compile(_dense(), dynamic=False)
 
 

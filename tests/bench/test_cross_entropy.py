@@ -114,14 +114,14 @@ def test_json_is_complete_or_absent(report, tmp_path):
 def test_json_of_something_else_is_refused(tmp_path):
     for content in ("{", "[]", '{"rows": 3}', '{"rows": []}'):
         (tmp_path / "x.json").write_text(content)
-        with pytest.raises(ValueError, match="path must hold a benchmark report, got .*x.json"):
+        with pytest.raises(ValueError, match=r"path must hold a benchmark report, got .*x\.json"):
             bench.CCEReport.from_json(tmp_path / "x.json")
 
 
 def test_ratio_names_what_is_wrong(report):
     with pytest.raises(ValueError, match=r"method must be one of \['dense', 'grad_in_forward'\], got 'nope'"):
         report.ratio("nope")
-    with pytest.raises(ValueError, match="what must be one of .*, got 'wall'"):
+    with pytest.raises(ValueError, match=r"what must be one of .*, got 'wall'"):
         report.ratio("dense", what="wall")
     with pytest.raises(ValueError, match="dense has no device_seconds: not measured on this device"):
         report.ratio("dense", what="device_seconds")
@@ -132,7 +132,7 @@ def test_missing_method_is_a_row_with_a_reason(monkeypatch, no_workers):
     report = bench.cce(**SIZES, methods=["torch_chunked", "dense"])
     assert report.row("torch_chunked").not_available == "needs torch >= 2.13"
     assert report.row("dense").cpu_seconds > 0
-    with pytest.raises(ValueError, match="torch_chunked has no cpu_seconds: needs torch >= 2.13"):
+    with pytest.raises(ValueError, match=r"torch_chunked has no cpu_seconds: needs torch >= 2\.13"):
         report.ratio("torch_chunked")
     assert "torch_chunked is not available: needs torch >= 2.13" in report.table().caption
 
@@ -241,3 +241,9 @@ def test_command_line_reports_errors_in_one_sentence():
     assert done.exit_code == 2
     assert "methods must be names out of" in done.output
     assert "Traceback" not in done.output
+
+
+def test_torch_compile_says_what_it_lacks(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(NotAvailableError, match=r"needs a C\+\+ compiler .* on the PATH"):
+        bench.METHODS["torch_compile"].build()

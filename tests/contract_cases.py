@@ -1,0 +1,260 @@
+"""One ``Case`` for each loss and kernel: what ``test_contract.py`` and ``test_docstrings.py`` need to know about it.
+
+To add a loss, append a ``Case`` to ``CASES``.  Needed are the function, a plain-torch reference with the same
+arguments, seeded inputs of any batch size, the calls it must refuse, and the formula its docstring displays beside a
+naive float64 implementation of that formula.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lossbook import kernels
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A call that must be refused.
+
+    Attributes:
+        name: For the test's id.
+        change: Maps good inputs to the arguments that spoil them.
+        message: Regular expression for the message, which names the argument and what it got.
+        error: Type of the exception.
+    """
+
+    name: str
+    change: Callable[[Inputs], Inputs]
+    message: str
+    error: type[Exception] = ValueError
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The formulas a docstring displays, and one call to compare them with.
+
+    Attributes:
+        displayed: Exact text of each ``.. math::`` block of the docstring, in order.
+        naive: The formula in plain Python on float64, written from the displayed text and nothing else; takes the
+            inputs and returns one value per example.
+        options: Further arguments for both, made from the inputs and a generator.
+    """
+
+    displayed: tuple[str, ...]
+    naive: Callable[..., Tensor]
+    options: Callable[[Inputs, torch.Generator], Inputs] = lambda inputs, generator: {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One function under the contract.
+
+    Attributes:
+        name: Its public name.
+        function: The function.
+        reference: Plain torch, same arguments, any floating dtype.
+        make_inputs: ``make_inputs(n, dtype, generator)`` gives the arguments of one call with ``n`` examples.
+        differentiable: Inputs that get a gradient; the first has one row per example.
+        formula: The displayed formula and its naive implementation.
+        bad: Calls to refuse.
+        reductions: Values of ``reduction``; empty if there is no such argument and one value per example comes out.
+        options: Further arguments to run everything with, by name.
+        extreme: Turns inputs into such with logits of magnitude 1e4.
+        empty_mean: Mean over an empty batch.
+        ignore_index: Default of ``ignore_index``; None if there is no such argument.
+        rowwise: Whether an example's value depends on that example only.
+        inductor: Whether to compile with the default backend too, which takes seconds.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    make_inputs: Callable[[int, torch.dtype, torch.Generator], Inputs]
+    differentiable: tuple[str, ...]
+    formula: Formula
+    bad: tuple[Bad, ...]
+    extreme: Callable[[Inputs], Inputs]
+    reductions: tuple[str, ...] = ("mean", "sum", "none")
+    options: Mapping[str, Callable[[Inputs, torch.Generator], Inputs]] = field(default_factory=dict)
+    empty_mean: float = math.nan
+    ignore_index: int | None = None
+    rowwise: bool = True
+    inductor: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "options", {"default": lambda inputs, generator: {}} | dict(self.options))
+
+
+def drop(inputs: Inputs, name: str, dim: int = 0) -> Inputs:
+    """One input with the last entry of a dimension cut off: a wrong shape."""
+    return {name: inputs[name].narrow(dim, 0, inputs[name].shape[dim] - 1)}
+
+
+# --- linear head: cut_cross_entropy, linear_logsumexp, indexed_dot ------------------------------------------------
+
+V, D = 11, 5
+
+
+def head_inputs(n: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    e = torch.randn(n, D, generator=generator, dtype=torch.float64)
+    c = torch.randn(V, D, generator=generator, dtype=torch.float64)
+    return {"e": e.to(dtype), "c": c.to(dtype)}
+
+
+def cross_entropy_inputs(n: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    return head_inputs(n, dtype, generator) | {"target": torch.randint(V, (n,), generator=generator)}
+
+
+def indexed_inputs(n: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    return head_inputs(n, dtype, generator) | {"index": torch.randint(V, (n,), generator=generator)}
+
+
+def extreme_head(inputs: Inputs) -> Inputs:
+    """Scale the hidden states so that each row's largest logit has magnitude 1e4."""
+    largest = (inputs["e"] @ inputs["c"].T).abs().amax(1, keepdim=True)
+    return inputs | {"e": inputs["e"] * (1e4 / largest)}
+
+
+def new_bias(inputs: Inputs, generator: torch.Generator) -> Tensor:
+    return torch.randn(V, generator=generator, dtype=torch.float64).to(inputs["c"].dtype)
+
+
+def new_weight(inputs: Inputs, generator: torch.Generator) -> Tensor:
+    return (0.5 + torch.rand(V, generator=generator, dtype=torch.float64)).to(inputs["c"].dtype)
+
+
+def head_logits(e: Tensor, c: Tensor, bias: Tensor | None = None, softcap: float | None = None) -> Tensor:
+    logits = e @ c.T if bias is None else e @ c.T + bias
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def dense_cross_entropy(
+    e,
+    c,
+    target,
+    bias=None,
+    *,
+    ignore_index=-100,
+    softcap=None,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+    weight=None,
+    **without_influence,
+):
+    """What a model without the kernel would write; the arguments swallowed last change no value."""
+    logits = head_logits(e, c, bias, softcap)
+    valid = target != ignore_index
+    loss = functional.cross_entropy(
+        logits, target, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+    )
+    loss = loss + z_loss * logits.logsumexp(1).square() * valid
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    return loss.sum() / (valid.sum() if weight is None else (weight[target.where(valid, 0)] * valid).sum())
+
+
+def dense_logsumexp(e, c, bias=None, *, softcap=None):
+    return head_logits(e, c, bias, softcap).logsumexp(1)
+
+
+def dense_indexed_dot(e, c, index):
+    return (e * c[index]).sum(1)
+
+
+HEAD_BAD = (
+    Bad("c-width", lambda i: drop(i, "c", 1), r"c must have shape \(V, D\).*, got \(11, 4\)"),
+    Bad("c-dims", lambda i: {"c": i["c"][0]}, r"c must have shape .*, got \(5,\)"),
+    Bad("c-dtype", lambda i: {"c": i["c"].detach().float()}, r"c must have .*float64.*, got torch.float32"),
+    Bad("e-integer", lambda i: {"e": i["e"].detach().long()}, "e must .*, got torch.int64", TypeError),
+    Bad("e-list", lambda i: {"e": [1.0]}, "e must be a torch.Tensor, got list", TypeError),
+)
+TARGET_BAD = (
+    Bad("target-shape", lambda i: drop(i, "target"), r"target must have shape .*\(6,\), got \(5,\)"),
+    Bad("target-high", lambda i: {"target": i["target"] + V}, r"target must lie in \[0, V\) = \[0, 11\).*, got \d+"),
+    Bad("target-negative", lambda i: {"target": i["target"] - V}, r"target must lie in \[0, V\) .*, got -\d+"),
+    Bad("target-dtype", lambda i: {"target": i["target"].int()}, "target must .*int64, got torch.int32", TypeError),
+)
+CROSS_ENTROPY_BAD = (
+    Bad("bias-shape", lambda i: {"bias": i["c"][:4, 0]}, r"bias must have shape \(V,\) = \(11,\), got \(4,\)"),
+    Bad("weight-shape", lambda i: {"weight": i["c"][:4, 0]}, r"weight must have shape \(V,\) = \(11,\), got \(4,\)"),
+    Bad("softcap-zero", lambda i: {"softcap": 0.0}, "softcap must be > 0, got 0.0"),
+    Bad("filter-zero", lambda i: {"filter_eps": 0.0}, "filter_eps must .*, got 0.0"),
+    Bad("filter-word", lambda i: {"filter_eps": "slow"}, "filter_eps must .*, got 'slow'"),
+    Bad("smoothing-one", lambda i: {"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
+    Bad("smoothing-below", lambda i: {"label_smoothing": -0.1}, r"label_smoothing must lie in \[0, 1\), got -0.1"),
+    Bad("shift-negative", lambda i: {"shift": -1}, "shift must .*, got -1"),
+    Bad("shift-long", lambda i: {"shift": 6}, "shift must .*, got 6"),
+    Bad("impl", lambda i: {"impl": "magic"}, "impl must be one of .*, got 'magic'"),
+)
+
+CUT_CROSS_ENTROPY = Case(
+    name="cut_cross_entropy",
+    function=kernels.cut_cross_entropy,
+    reference=dense_cross_entropy,
+    make_inputs=cross_entropy_inputs,
+    differentiable=("e", "c", "bias"),
+    formula=Formula(displayed=(), naive=dense_cross_entropy),
+    bad=(*HEAD_BAD, *TARGET_BAD, *CROSS_ENTROPY_BAD),
+    extreme=extreme_head,
+    ignore_index=-100,
+    inductor=True,
+    options={
+        "bias": lambda i, g: {"bias": new_bias(i, g)},
+        "softcap": lambda i, g: {"softcap": 2.0, "bias": new_bias(i, g)},
+        "weight": lambda i, g: {"weight": new_weight(i, g)},
+        "label_smoothing": lambda i, g: {"label_smoothing": 0.1},
+        "smoothing_softcap_weight": lambda i, g: {"label_smoothing": 0.2, "softcap": 3.0, "weight": new_weight(i, g)},
+        "z_loss": lambda i, g: {"z_loss": 0.01},
+        "dense": lambda i, g: {"impl": "dense", "bias": new_bias(i, g)},
+        "small_chunks": lambda i, g: {"chunk_bytes": 64},
+    },
+)
+
+LINEAR_LOGSUMEXP = Case(
+    name="linear_logsumexp",
+    function=kernels.linear_logsumexp,
+    reference=dense_logsumexp,
+    make_inputs=head_inputs,
+    differentiable=("e", "c", "bias"),
+    formula=Formula(displayed=(), naive=dense_logsumexp),
+    bad=(
+        *HEAD_BAD,
+        Bad("bias-shape", lambda i: {"bias": i["c"][:4, 0]}, r"bias must have shape \(V,\) = \(11,\), got \(4,\)"),
+        Bad("softcap-negative", lambda i: {"softcap": -1.0}, "softcap must be > 0, got -1.0"),
+    ),
+    extreme=extreme_head,
+    reductions=(),
+    options={
+        "bias": lambda i, g: {"bias": new_bias(i, g)},
+        "softcap": lambda i, g: {"softcap": 2.0, "bias": new_bias(i, g)},
+    },
+)
+
+INDEXED_DOT = Case(
+    name="indexed_dot",
+    function=kernels.indexed_dot,
+    reference=dense_indexed_dot,
+    make_inputs=indexed_inputs,
+    differentiable=("e", "c"),
+    formula=Formula(displayed=(), naive=dense_indexed_dot),
+    bad=(
+        *HEAD_BAD,
+        Bad("index-shape", lambda i: drop(i, "index"), r"index must have shape .*\(6,\), got \(5,\)"),
+        Bad("index-high", lambda i: {"index": i["index"] + V}, r"index must lie in \[0, V\) = \[0, 11\), got \d+"),
+        Bad("index-dtype", lambda i: {"index": i["index"].int()}, "index must .*int64, got torch.int32", TypeError),
+    ),
+    extreme=extreme_head,
+    reductions=(),
+)
+
+CASES = (CUT_CROSS_ENTROPY, LINEAR_LOGSUMEXP, INDEXED_DOT)
