@@ -14,13 +14,14 @@ CHAPTER ?=
 NUMBER ?=
 SLUG ?=
 TITLE ?=
-BENCH ?=
-# What pytest gets in `make test`, for example ARGS="-k explorer".
+BENCH ?= cce
+# Arguments for what a target starts: pytest in `make test`, JupyterLab in `make lab`.
 ARGS ?=
 
-export LOSSBOOK_STATIC := 1
+# A kernel of the same name in the user's home folder must not stand in for that of .venv.
+export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help book test lab reproduce bench offline-book new-chapter lint clean python env-book env-test env-bench
+.PHONY: help book test lab reproduce bench offline-book new-chapter lint clean python env-book env-lab env-test env-bench
 
 help:  ## show this list
 	@echo "Lossbook: make TARGET"
@@ -40,23 +41,23 @@ test: env-test  ## check the style, build the book, run every test (some minutes
 lint: env-test  ## check code style and notebooks only (seconds)
 	@$(RUN) -m lossbook.site.check --lint
 
-lab: env-book  ## open the notebooks in JupyterLab
-	@LOSSBOOK_STATIC=0 $(RUN) -m lossbook.site.lab
+lab: env-lab  ## open the notebooks in JupyterLab (ARGS="--port 9999")
+	@$(RUN) -m lossbook.site.lab $(ARGS)
 
-reproduce: env-test  ## execute the notebooks and rewrite their committed outputs; CHAPTER=17 for one
+reproduce: env-lab  ## execute the notebooks and rewrite their committed outputs; CHAPTER=17 for one
 	@$(RUN) -m lossbook.site.reproduce $(CHAPTER)
 
-bench: env-bench  ## time the kernels side by side with their peers; BENCH="--help" for its options
-	@$(RUN) -m lossbook.cli bench $(BENCH)
+bench: env-bench  ## time the kernels side by side with their peers; BENCH="cce --help" for its options
+	@$(RUN) -m lossbook bench $(BENCH)
 
-new-chapter: env-test  ## start a chapter from the template: NUMBER=18 SLUG=double_sparsity [TITLE="..."]
+new-chapter: env-lab  ## start a chapter from the template: NUMBER=18 SLUG=double_sparsity [TITLE="..."]
 	@$(RUN) -m lossbook.site.new_chapter "$(NUMBER)" "$(SLUG)" --title "$(TITLE)"
 
 clean:  ## remove everything that was built, and .venv
 	rm -rf _build $(VENV) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-env-book env-test env-bench: env-%: python
+env-book env-lab env-test env-bench: env-%: python
 	@"$(PYTHON)" lossbook/site/environment.py $*
 
 python:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 EXTRAS = {
     "book": ("book",),
+    "lab": ("book", "models"),
     "test": ("book", "models", "test"),
     "bench": ("bench", "book", "models", "test"),
 }

@@ -1,0 +1,72 @@
+"""Everything that ``make test`` checks, quickest first, so that a mistake shows early."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from lossbook.site import build, lint, offline
+
+_STYLED = ["lossbook", "tests", "notebooks"]
+# The limits that make numbers repeatable and two workers fit two cores, and the promise that no test goes online.
+_TEST_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "LOSSBOOK_STATIC": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def style() -> None:
+    """Stop unless the code is clean and every written chapter keeps the contract."""
+    for command in (["check", "--quiet"], ["format", "--check", "--quiet"]):
+        if subprocess.run([sys.executable, "-m", "ruff", *command, *_STYLED], cwd=build.ROOT, check=False).returncode:
+            raise SystemExit(
+                f"ruff {command[0]} found something; .venv/bin/ruff {command[0]} {' '.join(_STYLED)} mends it"
+            )
+    if lint.main():
+        raise SystemExit(1)
+
+
+def books() -> None:
+    """Build the book and, where there is npm, its offline copy, which the browser tests open."""
+    build.main()
+    try:
+        offline.make_offline()
+    except offline.OfflineError as error:
+        print(f"No offline book: {error}", flush=True)
+
+
+def tests(arguments: list[str]) -> int:
+    """Run every test and re-execute every notebook.
+
+    Args:
+        arguments: More arguments for pytest.
+
+    Returns:
+        pytest's exit code.
+    """
+    workers = max(2, min(os.cpu_count() or 2, 4))
+    command = [sys.executable, "-m", "pytest", "tests", "notebooks", "-q", f"-n{workers}", "--dist=loadfile"]
+    command += ["--nbval", "--nbval-current-env", "--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]
+    command += ["--durations=10", *arguments]
+    return subprocess.run(command, cwd=build.ROOT, check=False).returncode
+
+
+def main() -> int:
+    """Run the checks named on the command line: ``--lint`` for style alone, else all, with arguments for pytest."""
+    os.environ.update(_TEST_ENVIRONMENT)
+    if sys.argv[1:] == ["--lint"]:
+        style()
+        return 0
+    style()
+    if subprocess.run([sys.executable, "-m", "lossbook", "fetch", "smollm2"], cwd=build.ROOT, check=False).returncode:
+        return 1
+    books()
+    return tests(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
