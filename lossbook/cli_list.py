@@ -40,6 +40,7 @@ def list_chapters(as_json: AsJson = False) -> None:
         out().print(table)
         out().print()
     written = sum(info.written for info in catalog.chapters())
+    out().print("  ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items()))
     out().print(f"{written} of {len(catalog.chapters())} chapters are written; run one with: lossbook run NUMBER")
 
 
@@ -47,11 +48,8 @@ def _cells(info: ChapterInfo, rows: list[ScoreRow]) -> tuple[str, str, str, str,
     paper = f"{_surname(info.paper.authors)} {info.paper.year}"
     if not info.written:
         return str(info.number), escape(info.title), escape(paper), "planned", ""
-    counted = ", ".join(
-        f"{MARKS[verdict]} {count} {verdict}"
-        for verdict in MARKS
-        if (count := sum(row.verdict == verdict for row in rows))
-    )
+    verdicts = [row.verdict for row in rows]
+    counted = "  ".join(f"{mark} {verdicts.count(name)}" for name, mark in MARKS.items() if name in verdicts)
     return str(info.number), escape(info.title), escape(paper), counted or "no claims", _seconds(rows)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lossbook.chapter.execute import ExecutionResult
 
 COLUMNS = "chapter slug profile seed claim quantity measured criterion met verdict wall_seconds cpu_seconds".split()
+_ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
 class Profile(StrEnum):
@@ -222,6 +223,8 @@ def _failed_cell(path: Path) -> str:
     import nbformat
 
     cells = nbformat.read(path, as_version=4).cells
+    # Numbered as in the chapter itself, without what papermill puts in between.
+    cells = [cell for cell in cells if not _ADDED_BY_PAPERMILL & set(cell.metadata.get("tags", []))]
     for number, cell in enumerate(cells, start=1):
         if any(output.get("output_type") == "error" for output in cell.get("outputs", [])):
             code = [line.strip() for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
