@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pkgutil
 import textwrap
 from collections.abc import Callable
 
 from IPython.display import Markdown, display
 
 
-def show_source(function: Callable) -> None:
+def show_source(function: Callable | str) -> None:
     """Display a function's source without its docstring, as a highlighted block of Python.
 
     Args:
-        function: A Python function or class.
+        function: A Python function or class, or its full dotted name.
 
     Returns:
         None.
 
     Raises:
         TypeError: If the object has no Python source.
+        ImportError: If a dotted name leads nowhere.
 
     Examples:
         >>> source_of(show_source).splitlines()[0]
-        'def show_source(function: Callable) -> None:'
+        'def show_source(function: Callable | str) -> None:'
     """
-    display(Markdown(f"```python\n{source_of(function)}\n```"))
+    found = pkgutil.resolve_name(function) if isinstance(function, str) else function
+    display(Markdown(f"```python\n{source_of(found)}\n```"))
 
 
 def source_of(function: Callable) -> str:
