@@ -47,12 +47,13 @@ def _kept(problem: Problem, z: Tensor, eps: float | None) -> Tensor | None:
     if eps is None:
         return None
     valid = torch.ones_like(z[:, 0], dtype=torch.bool) if problem.valid is None else problem.valid
-    # Blocks are counted over the valid rows only.
+    # Blocks are counted over the valid rows only, which the stable sort moves to the front.
     block = (valid.cumsum(0) - 1).clamp(min=0) // FILTER_ROWS
-    blocks = -(-len(z) // FILTER_ROWS)
-    softmax = z.softmax(1).masked_fill(~valid[:, None], 0)
-    kept = ~(z.new_zeros(blocks, problem.size).index_reduce_(0, block, softmax, "amax") < eps)
-    kept.index_put_((block[valid], _column(problem)[valid]), torch.tensor(True))
+    softmax = z.softmax(1).masked_fill(~valid[:, None], 0)[valid.logical_not().argsort(stable=True)]
+    padded = torch.nn.functional.pad(softmax, (0, 0, 0, -len(z) % FILTER_ROWS))
+    targets = torch.zeros_like(padded[::FILTER_ROWS])
+    targets.index_put_((block, _column(problem)), valid.to(z.dtype), accumulate=True)
+    kept = ~(padded.unflatten(0, (-1, FILTER_ROWS)).amax(1) < eps) | (targets > 0)
     return kept[block]
 
 

@@ -174,39 +174,41 @@ def _(e, c, bias, *options):
 
 
 def _save_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    gradients = output[1:]
+    (e, c, bias), gradients = inputs[:3], output[1:]
     ctx.needs, ctx.inputs = inputs[-3:], len(inputs)
     # Without these two lines the backward pass would allocate zeros as large as the classifier.
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*gradients)
+    ctx.save_for_backward(e, c, bias, *gradients)
 
 
 def _scale_gradients(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple:
     absent = [None] * (ctx.inputs - 3)
     if d_loss is None:
         return (None, None, None, *absent)
-    # The last use of these tensors may overwrite them, which spares a second copy of every gradient.
-    scale = torch.mul if _graph_is_kept() else Tensor.mul_
+    # The last use of these tensors may overwrite them, which spares a second copy of every gradient.  Not while a
+    # compiler traces this (its tensors are of a subclass): there they could be results of the traced graph.
+    scale = torch.mul if _graph_is_kept() or type(d_loss) is not Tensor else Tensor.mul_
+    e, c, bias, *gradients = ctx.saved_tensors
     with torch.no_grad():
-        gradients = [None if value is None else scale(value, d_loss) for value in wanted(ctx.saved_tensors, ctx.needs)]
-    return (*once(gradients), *absent)
+        gradients = [None if value is None else scale(value, d_loss) for value in wanted(gradients, ctx.needs)]
+    return (*once(gradients, d_loss, e, c, bias), *absent)
 
 
 linear_loss_and_gradients.register_autograd(_scale_gradients, setup_context=_save_gradients)
 
 
-def once(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """The gradients themselves; under ``create_graph=True`` attached to a graph that ends in a clear error."""
-    return _Once.apply(torch.ones((), requires_grad=True), *gradients) if torch.is_grad_enabled() else gradients
+def once(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> Sequence[Tensor | None]:
+    """The gradients themselves; under ``create_graph=True`` tied to ``sources`` by a graph that ends in an error."""
+    return _Once.apply(len(sources), *sources, *gradients) if torch.is_grad_enabled() else gradients
 
 
 class _Once(torch.autograd.Function):
-    """Identity whose results require a gradient, thanks to ``anchor``, and whose derivative raises."""
+    """Identity on the gradients, whose derivative by anything in ``sources`` raises."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if value is None else value.view_as(value) for value in gradients)
+    def forward(ctx: Any, skip: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if value is None else value.view_as(value) for value in tensors[skip:])
 
     backward = staticmethod(raise_second_derivative)
 

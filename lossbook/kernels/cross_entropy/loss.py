@@ -100,7 +100,7 @@ def _loss_with_gradients(problem: Problem, factors: Factors, count: Tensor | Non
 
 def _statistics(problem: Problem, shard: VocabParallel | None, impl: str) -> Statistics:
     if shard is not None:
-        return parallel_statistics(shard.localize(problem), shard)
+        return parallel_statistics(problem, shard)
     if impl == "dense":
         with no_autocast(problem.e):
             statistics = dense_statistics(problem)

@@ -26,8 +26,8 @@ class LinearCrossEntropy(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default ``"mean"``.
         label_smoothing: Smoothing mass in ``[0, 1)``. Default 0.
         z_loss: Factor of the squared log-sum-exp. Default 0.
-        weight: Class weights, shape ``(V,)``; kept as the buffer ``class_weight``, since ``weight`` is the classifier.
-            Default None.
+        weight: Class weights, shape ``(V,)``; kept as the buffer ``class_weight`` (not saved), since ``weight`` is
+            the classifier. Default None.
         shift: Distance between a state and its target. Default 0.
         return_lse: Whether to return the log-sum-exp too. Default False.
         filter_eps: Gradient filter. Default None: exact gradients.
@@ -113,7 +113,8 @@ class LinearCrossEntropy(nn.Module):
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         )
-        self.register_buffer("class_weight", weight)
+        # Not in the state, so that the checkpoint of a plain linear head loads.
+        self.register_buffer("class_weight", weight, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -143,8 +144,8 @@ class LinearCrossEntropy(nn.Module):
 
         Examples:
             >>> head = LinearCrossEntropy(2, 4, reduction="sum")
-            >>> head(torch.zeros(3, 2), torch.tensor([0, 1, 2]))  # 3 log 4
-            tensor(4.1589, grad_fn=<...>)
+            >>> round(head(torch.zeros(3, 2), torch.tensor([0, 1, 2])).item(), 4)  # 3 log 4
+            4.1589
         """
         return cut_cross_entropy(e, self.weight, target, self.bias, weight=self.class_weight, **self.options)
 

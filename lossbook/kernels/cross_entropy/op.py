@@ -15,7 +15,7 @@ from lossbook.kernels.cross_entropy.arguments import (
 )
 from lossbook.kernels.cross_entropy.library import work_dtype
 from lossbook.kernels.cross_entropy.loss import linear_loss
-from lossbook.kernels.cross_entropy.parallel import VocabParallel
+from lossbook.kernels.cross_entropy.parallel import VocabParallel, check_shard
 from lossbook.kernels.cross_entropy.problem import Problem
 
 
@@ -41,7 +41,106 @@ def cut_cross_entropy(
     chunk_bytes: int = 64 << 20,
     vocab_parallel: VocabParallel | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """DOC."""
+    r"""Cross-entropy of a linear head, without ever holding the ``N x V`` matrix of its logits.
+
+    Row :math:`i` has hidden state :math:`e_i` and target :math:`x_i`; the classifier has rows :math:`c_v` and biases
+    :math:`b_v`. With softcap :math:`s`, label smoothing :math:`\alpha`, class weights :math:`w` (1 if not given) and
+    z-loss factor :math:`\zeta`, a row that is not ignored costs, in nats,
+
+    .. math::
+
+        z_{iv} &= s \tanh\!\big((e_i \cdot c_v + b_v) / s\big), \qquad
+        \mathrm{lse}_i = \log \sum_{v=1}^{V} e^{z_{iv}}, \\
+        \ell_i &= (1 - \alpha)\, w_{x_i} (\mathrm{lse}_i - z_{i x_i})
+        + \frac{\alpha}{V} \sum_{v=1}^{V} w_v (\mathrm{lse}_i - z_{iv})
+        + \zeta\, \mathrm{lse}_i^2 .
+
+    Without a softcap :math:`z_{iv} = e_i \cdot c_v + b_v`. ``"sum"`` adds the :math:`\ell_i` up, and ``"mean"`` divides
+    that by :math:`\sum_i w_{x_i}` over the rows not ignored, which is their number when there are no weights. With
+    ``z_loss=0`` this is ``torch.nn.functional.cross_entropy(e @ c.T + bias, target, ...)``.
+
+    Args:
+        e: Hidden states, shape ``(..., D)``, floating point; any strides.
+        c: Classifier, one row per vocabulary entry, shape ``(V, D)``, dtype and device of ``e``.
+        target: Class indices in ``[0, V)`` or ``ignore_index``, shape ``(...)``, int64.
+        bias: Added to the logits, shape ``(V,)``, dtype of ``e``. Default None.
+        ignore_index: Target of rows that do not count: loss, log-sum-exp and gradients are zero there, whatever
+            ``e`` holds. They are dropped before any work is done. Default -100.
+        softcap: Bound :math:`s > 0` on the magnitude of the logits (dimensionless). Default None: no bound.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default ``"mean"``.
+        label_smoothing: Mass :math:`\alpha` in ``[0, 1)`` spread evenly over the vocabulary. Default 0.
+        z_loss: Factor :math:`\zeta \ge 0` of the squared log-sum-exp. Default 0.
+        weight: Class weights :math:`w`, shape ``(V,)``, also under ``vocab_parallel``; no gradient. Default None.
+        shift: Pairs ``e[..., t, :]`` with ``target[..., t + shift]`` along the last axis of ``target``, in
+            ``[0, sequence length)``. Default 0; 1 is next-token prediction.
+        return_lse: Whether to return :math:`\mathrm{lse}` too; gradients flow through it. Default False.
+        filter_eps: Threshold of the gradient filter. None (default) is exact; a number serves both gradients; a pair is
+            ``(eps_e, eps_c)``; ``"auto"`` is ``(2**-18, 2**-15)``, an error of about one rounding to bfloat16
+            (0.15 % of the gradient's norm on a small language model); ``"fast"`` is ``(2**-16, 2**-14)``, about 0.4 %.
+        filter_e: Whether the filter acts on the gradient of ``e``. Default True.
+        filter_c: Whether the filter acts on the gradients of ``c`` and ``bias``. Default True; False when pretraining,
+            where rare words must not lose their gradient.
+        accum_dtype: Least precision of logits, softmax and sums, ``torch.float32`` (default) or ``torch.float64``.
+        impl: ``"auto"`` (default) chooses ``"torch"``, chunks of plain torch operations on any device. ``"dense"`` is
+            the reference, which holds all logits. ``"triton"`` is not available in this version.
+        chunk_bytes: Bound on the logits buffer of ``"torch"``, in bytes. Default 64 MiB. On a CPU less is used where
+            less is faster. The smallest tile, 128 rows by 64 columns, is used even when it is larger than that.
+        vocab_parallel: The part of the vocabulary this process holds, see :class:`VocabParallel`; ``c`` and ``bias``
+            are that part. Default None: all of it.
+
+    Returns:
+        The loss: a scalar, or for ``"none"`` the shape of ``target`` after the shift; or ``(loss, lse)``, where ``lse``
+        has that shape. float32, or float64 for float64 operands.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a shape, device, dtype or value does not fit; the message names the argument, what was expected
+            and what came. Targets are looked at on the CPU always, on a GPU only with ``LOSSBOOK_DEBUG=1`` set.
+        RuntimeError: When a gradient is differentiated again, except with ``impl="dense"``.
+
+    Examples:
+        >>> e, c = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.eye(2)
+        >>> cut_cross_entropy(e, c, torch.tensor([0, 1]))
+        tensor(0.2201)
+        >>> cut_cross_entropy(e, c, torch.tensor([0, -100]), reduction="none")
+        tensor([0.3133, 0.0000])
+        >>> loss, lse = cut_cross_entropy(e, c, torch.tensor([0, 1]), reduction="none", return_lse=True)
+        >>> lse
+        tensor([1.3133, 2.1269])
+        >>> states, tokens = torch.zeros(1, 3, 2), torch.tensor([[0, 1, 1]])
+        >>> cut_cross_entropy(states, c, tokens, shift=1, reduction="none").shape
+        torch.Size([1, 2])
+
+    Note:
+        **Schedules.** ``impl="torch"`` computes gradients already in the forward pass (three products of ``2 N V D``
+        operations, and a backward pass that only scales) when the reduction is ``"mean"`` or ``"sum"``, a gradient is
+        needed, ``return_lse`` and ``vocab_parallel`` are not used, the operands have the precision of
+        ``accum_dtype``, and 128 whole rows of logits fit ``chunk_bytes``. Otherwise it makes two passes, the second of
+        which computes the logits again (four products). Where ``e`` or ``c`` needs no gradient its product is skipped.
+
+        **Memory.** Beyond the gradients: the logits buffer and a few rows of scratch; for operands below
+        ``accum_dtype`` also a copy of ``e`` in it. Gradients are summed in ``accum_dtype`` and cast once. After a forward pass that
+        computed them the gradients are alive until ``backward``, which hands them over without a copy unless
+        ``retain_graph=True``.
+
+        **Filter.** A block is 128 consecutive rows that are not ignored. A block keeps column :math:`v` if
+        :math:`\max_i |\mathrm{softmax}(z_i)_v - [v = x_i]| \ge \varepsilon` over its rows, tested before any scaling by
+        weights, reduction or the upstream gradient; the columns of its targets are always kept. The others count as
+        zero in the gradient. Loss and log-sum-exp never depend on the filter. Label smoothing stays outside it, exact;
+        with label smoothing and a softcap together the filter is off. Few kept columns save most of the gradient
+        products.
+
+        **Numbers.** Finite for logits up to 1e4 in magnitude and beyond. A logit of ``-inf`` (a bias of ``-inf``) masks
+        a word. NaN and ``+inf`` in a row that counts make its loss NaN. The mean over no row is NaN, as in torch, with
+        zero gradients; the sum is 0. The result of a call is repeatable bit for bit on a CPU and depends on
+        ``chunk_bytes`` only by rounding. Under autocast the operands are cast as ``torch.nn.functional.linear`` does.
+
+    References:
+        Wijmans, Huval, Hertzberg, Koltun and Krähenbühl (2025), Cut Your Losses in Large-Vocabulary Language Models:
+        Sec. 4.1 and Alg. 1 (target logit), Sec. 4.2 and Alg. 2 (log-sum-exp), Sec. 4.3 and Alg. 3 (backward, filter),
+        Sec. 5.3 (``filter_c=False``). The column filter is this package's own; the paper drops tiles of 128 x 128.
+        Chapter 17 (:doc:`/notebooks/17_cut_cross_entropy`).
+    """
     check_options(
         ignore_index=ignore_index,
         softcap=softcap,
@@ -58,7 +157,7 @@ def cut_cross_entropy(
     check_target("target", target, e)
     size = c.shape[0]
     if vocab_parallel is not None:
-        vocab_parallel.check(size, impl)
+        check_shard(vocab_parallel, size, impl)
         size = vocab_parallel.vocab_size()
     check_class_weight(weight, size, e)
     check_target_range("target", target, size, symbol="V", ignore_index=ignore_index)

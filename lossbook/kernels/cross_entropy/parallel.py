@@ -41,7 +41,8 @@ class VocabParallel:
         ValueError: If ``0 <= start < stop`` does not hold.
 
     Examples:
-        >>> shard = VocabParallel.from_vocab(10)
+        >>> from lossbook.kernels import cut_cross_entropy
+        >>> shard = VocabParallel.from_vocab(10)  # of the one process that runs this example
         >>> (shard.start, shard.stop)
         (0, 10)
         >>> e, c, target = torch.eye(2, 3), torch.eye(10, 3), torch.tensor([0, 7])
@@ -49,7 +50,7 @@ class VocabParallel:
         tensor(True)
 
     References:
-        Wijmans et al. (2025), Cut Your Losses in Large-Vocabulary Language Models, Sec. 4.1 for the log-sum-exp that
+        Wijmans et al. (2025), Cut Your Losses in Large-Vocabulary Language Models, Sec. 4.2 for the log-sum-exp that
         is split here over processes; chapter 17 (:doc:`/notebooks/17_cut_cross_entropy`).
     """
 
@@ -120,32 +121,24 @@ class VocabParallel:
             self._vocab_size = expected
         return self._vocab_size
 
-    def check(self, rows: int, impl: str) -> None:
-        """Check the shard against the rows of ``c`` and the implementation.
 
-        Args:
-            rows: Rows of ``c`` here.
-            impl: The ``impl`` argument of :func:`cut_cross_entropy`.
+def check_shard(shard: VocabParallel, rows: int, impl: str) -> None:
+    """Check a shard against the rows of ``c`` and the implementation."""
+    if not isinstance(shard, VocabParallel):
+        raise TypeError(f"vocab_parallel must be a VocabParallel, got {type(shard).__name__}")
+    if rows != shard.stop - shard.start:
+        raise ValueError(
+            f"c must have the rows of its shard, vocab_parallel.stop - start = {shard.stop - shard.start}, got {rows}"
+        )
+    if impl == "dense":
+        raise ValueError("vocab_parallel must be None for impl='dense', which holds every logit; use impl='torch'")
 
-        Raises:
-            ValueError: If either does not fit.
-        """
-        if rows != self.stop - self.start:
-            raise ValueError(f"c must have stop - start = {self.stop - self.start} rows of this shard, got {rows}")
-        if impl == "dense":
-            raise ValueError("vocab_parallel must be None for impl='dense'; use impl='torch'")
 
-    def localize(self, problem: Problem) -> Problem:
-        """Renumber targets and cut class weights of the whole vocabulary to this shard.
-
-        Args:
-            problem: Local operands with global ``target`` and ``class_weight``.
-
-        Returns:
-            The same problem in local terms; targets of other shards lie out of range.
-        """
-        class_weight = None if problem.class_weight is None else problem.class_weight[self.start : self.stop]
-        return problem._replace(target=problem.target - self.start, class_weight=class_weight)
+def _localize(problem: Problem, shard: VocabParallel) -> Problem:
+    """Renumber targets, and cut class weights, of the whole vocabulary to the shard."""
+    class_weight = None if problem.class_weight is None else problem.class_weight[shard.start : shard.stop]
+    # Targets of other shards fall outside [0, rows of c).
+    return problem._replace(target=problem.target - shard.start, class_weight=class_weight)
 
 
 def _rank_and_world(group: dist.ProcessGroup | None) -> tuple[int, int]:
@@ -155,11 +148,13 @@ def _rank_and_world(group: dist.ProcessGroup | None) -> tuple[int, int]:
 
 
 def parallel_statistics(problem: Problem, shard: VocabParallel) -> Statistics:
-    """Statistics over the vocabulary of all processes; ``problem`` holds this process's part."""
-    if _rank_and_world(shard.group)[1] == 1:
-        group = None
-    else:
-        group = shard.group or dist.group.WORLD
+    """Statistics over the vocabulary of all processes.
+
+    ``problem`` has this process's ``c`` and ``bias``; ``target`` and ``class_weight`` are of the whole vocabulary.
+    """
+    alone = _rank_and_world(shard.group)[1] == 1
+    group = None if alone else shard.group or dist.group.WORLD
+    problem = _localize(problem, shard)
     return Statistics(*_ParallelStatistics.apply(problem.e, problem.c, problem.bias, problem, group))
 
 
@@ -195,7 +190,7 @@ class _ParallelStatistics(torch.autograd.Function):
                 if ctx.group is not None:
                     dist.all_reduce(d_e, group=ctx.group)
                 d_e = d_e.to(problem.e.dtype)
-        return (*once((d_e, d_c, d_bias)), None, None)
+        return (*once((d_e, d_c, d_bias), problem.e, problem.c, problem.bias), None, None)
 
 
 def _join(lse: Tensor, sums: list[Tensor | None], group: dist.ProcessGroup | None) -> tuple[Tensor | None, ...]:
