@@ -53,6 +53,21 @@ class Formula:
 
 
 @dataclass(frozen=True)
+class Display:
+    """The formulas of a public name that is no loss, and what to compare them with.
+
+    Attributes:
+        documented: Whose docstring displays them.
+        displayed: As in :class:`Formula`.
+        compare: From a generator, what the code computes and what the displayed formula gives.
+    """
+
+    documented: Any
+    displayed: tuple[str, ...]
+    compare: Callable[[torch.Generator], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
 class Case:
     """One function under the contract.
 
@@ -71,6 +86,8 @@ class Case:
         ignore_index: Default of ``ignore_index``; None if there is no such argument.
         rowwise: Whether an example's value depends on that example only.
         inductor: Whether to compile with the default backend too, which takes seconds.
+        documented: Whose docstring displays the formula, if not that of ``function``.
+        compiles: False where the function builds a module, which cannot be compiled; the module's own tests do that.
     """
 
     name: str
@@ -87,9 +104,12 @@ class Case:
     ignore_index: int | None = None
     rowwise: bool = True
     inductor: bool = False
+    documented: Any = None
+    compiles: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "options", {"default": lambda inputs, generator: {}} | dict(self.options))
+        object.__setattr__(self, "documented", self.documented or self.function)
 
 
 def drop(inputs: Inputs, name: str, dim: int = 0) -> Inputs:
@@ -171,6 +191,37 @@ def dense_indexed_dot(e, c, index):
     return (e * c[index]).sum(1)
 
 
+def naive_logits(e, c, bias, softcap):
+    """Each z_iv by a Python sum, as a list of lists."""
+    rows = []
+    for state in e.tolist():
+        z = [sum(a * b for a, b in zip(state, entry, strict=True)) for entry in c.tolist()]
+        z = z if bias is None else [a + b for a, b in zip(z, bias.tolist(), strict=True)]
+        rows.append(z if softcap is None else [softcap * math.tanh(a / softcap) for a in z])
+    return rows
+
+
+def naive_logsumexp(e, c, bias=None, *, softcap=None):
+    values = [math.log(sum(math.exp(z) for z in row)) for row in naive_logits(e, c, bias, softcap)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def naive_indexed_dot(e, c, index):
+    rows = zip(e.tolist(), index.tolist(), strict=True)
+    values = [sum(e_id * c[x_i, d].item() for d, e_id in enumerate(row)) for row, x_i in rows]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def naive_cross_entropy(e, c, target, bias, *, softcap, label_smoothing, z_loss, weight):
+    z, w, alpha = naive_logits(e, c, bias, softcap), weight.tolist(), label_smoothing
+    values = []
+    for i, x in enumerate(target.tolist()):
+        lse = math.log(sum(math.exp(z_iv) for z_iv in z[i]))
+        smooth = alpha / V * sum(w[v] * (lse - z[i][v]) for v in range(V))
+        values.append((1 - alpha) * w[x] * (lse - z[i][x]) + smooth + z_loss * lse**2)
+    return torch.tensor(values, dtype=torch.float64)
+
+
 HEAD_BAD = (
     Bad("c-width", lambda i: drop(i, "c", 1), r"c must have shape \(V, D\).*, got \(11, 4\)"),
     Bad("c-dims", lambda i: {"c": i["c"][0]}, r"c must have shape .*, got \(5,\)"),
@@ -203,7 +254,27 @@ CUT_CROSS_ENTROPY = Case(
     reference=dense_cross_entropy,
     make_inputs=cross_entropy_inputs,
     differentiable=("e", "c", "bias"),
-    formula=Formula(displayed=(), naive=dense_cross_entropy),
+    formula=Formula(
+        displayed=(
+            r"z_{iv} &= s \tanh\!\big((e_i \cdot c_v + b_v) / s\big), \qquad"
+            "\n"
+            r"\mathrm{lse}_i = \log \sum_{v=1}^{V} e^{z_{iv}}, \\"
+            "\n"
+            r"\ell_i &= (1 - \alpha)\, w_{x_i} (\mathrm{lse}_i - z_{i x_i})"
+            "\n"
+            r"+ \frac{\alpha}{V} \sum_{v=1}^{V} w_v (\mathrm{lse}_i - z_{iv})"
+            "\n"
+            r"+ \zeta\, \mathrm{lse}_i^2 .",
+        ),
+        naive=naive_cross_entropy,
+        options=lambda i, g: {
+            "bias": new_bias(i, g),
+            "softcap": 2.0,
+            "label_smoothing": 0.3,
+            "z_loss": 0.05,
+            "weight": new_weight(i, g),
+        },
+    ),
     bad=(*HEAD_BAD, *TARGET_BAD, *CROSS_ENTROPY_BAD),
     extreme=extreme_head,
     ignore_index=-100,
@@ -226,7 +297,11 @@ LINEAR_LOGSUMEXP = Case(
     reference=dense_logsumexp,
     make_inputs=head_inputs,
     differentiable=("e", "c", "bias"),
-    formula=Formula(displayed=(), naive=dense_logsumexp),
+    formula=Formula(
+        displayed=(r"\mathrm{lse} = \log \sum_{v=1}^{V} e^{z_v} ,",),
+        naive=naive_logsumexp,
+        options=lambda i, g: {"softcap": 2.0, "bias": new_bias(i, g)},
+    ),
     bad=(
         *HEAD_BAD,
         Bad("bias-shape", lambda i: {"bias": i["c"][:4, 0]}, r"bias must have shape \(V,\) = \(11,\), got \(4,\)"),
@@ -246,7 +321,7 @@ INDEXED_DOT = Case(
     reference=dense_indexed_dot,
     make_inputs=indexed_inputs,
     differentiable=("e", "c"),
-    formula=Formula(displayed=(), naive=dense_indexed_dot),
+    formula=Formula(displayed=(r"o_i = \sum_{d=1}^{D} e_{id}\, c_{x_i d}",), naive=naive_indexed_dot),
     bad=(
         *HEAD_BAD,
         Bad("index-shape", lambda i: drop(i, "index"), r"index must have shape .*\(6,\), got \(5,\)"),
@@ -257,4 +332,64 @@ INDEXED_DOT = Case(
     reductions=(),
 )
 
-CASES = (CUT_CROSS_ENTROPY, LINEAR_LOGSUMEXP, INDEXED_DOT)
+
+def call_linear_cross_entropy(e, c, target, bias=None, **options):
+    """The module as a function of its parameters; on the meta device it draws no random numbers for its own."""
+    head = kernels.LinearCrossEntropy(D, V, bias is not None, device="meta", **options)
+    parameters = {"weight": c} if bias is None else {"weight": c, "bias": bias}
+    return torch.func.functional_call(head, parameters, (e, target))
+
+
+LINEAR_CROSS_ENTROPY = Case(
+    name="LinearCrossEntropy",
+    function=call_linear_cross_entropy,
+    documented=kernels.LinearCrossEntropy,
+    reference=dense_cross_entropy,
+    make_inputs=cross_entropy_inputs,
+    differentiable=("e", "c", "bias"),
+    formula=Formula(
+        displayed=(r"\ell_i = \log \sum_v e^{z_{iv}} - z_{i,x_i} , \qquad z_{iv} = e_i \cdot c_v + b_v .",),
+        naive=lambda e, c, target, bias: naive_cross_entropy(
+            e, c, target, bias, softcap=None, label_smoothing=0.0, z_loss=0.0, weight=torch.ones(V)
+        ),
+        options=lambda i, g: {"bias": new_bias(i, g)},
+    ),
+    bad=TARGET_BAD,
+    extreme=extreme_head,
+    ignore_index=-100,
+    compiles=False,
+    options={"all": lambda i, g: {"bias": new_bias(i, g), "softcap": 2.0, "label_smoothing": 0.1, "z_loss": 0.01}},
+)
+
+CASES = (CUT_CROSS_ENTROPY, LINEAR_LOGSUMEXP, INDEXED_DOT, LINEAR_CROSS_ENTROPY)
+
+
+def compare_sparsity(generator):
+    inputs = cross_entropy_inputs(9, torch.float64, generator)
+    eps, rows = 0.2, 3
+    p = torch.tensor(naive_logits(inputs["e"], inputs["c"], None, None), dtype=torch.float64).softmax(1)
+    delta = functional.one_hot(inputs["target"], V)
+    kept = [(p - delta)[top : top + rows].abs().max(0).values >= eps for top in range(0, 9, rows)]
+    measured = kernels.softmax_sparsity(**inputs, eps=eps, block=(rows, 2))
+    return torch.tensor(measured["columns"], dtype=torch.float64), torch.stack(kept).double().mean()
+
+
+def compare_parallel(generator):
+    inputs = head_inputs(6, torch.float64, generator)
+    parts = torch.stack([kernels.linear_logsumexp(inputs["e"], part) for part in inputs["c"].split([4, 5, 2])])
+    top = parts.max(0).values
+    return kernels.linear_logsumexp(**inputs), top + (parts - top).exp().sum(0).log()
+
+
+DISPLAYS = (
+    Display(
+        kernels.softmax_sparsity,
+        (r"\max_{i \in B} |p_{iv} - \delta_{iv}| \ge \varepsilon ,",),
+        compare_sparsity,
+    ),
+    Display(
+        kernels.VocabParallel,
+        (r"\mathrm{lse}_i = M_i + \log \sum_r e^{\mathrm{lse}^{(r)}_i - M_i} .",),
+        compare_parallel,
+    ),
+)

@@ -24,10 +24,12 @@ def cases_with(predicate):
     return pytest.mark.parametrize("case", [case for case in CASES if predicate(case)], ids=lambda case: case.name)
 
 
-every_case_and_option = pytest.mark.parametrize(
-    ("case", "option"),
-    [pytest.param(case, option, id=f"{case.name}-{option}") for case in CASES for option in case.options],
-)
+def every_option(cases):
+    pairs = [pytest.param(case, option, id=f"{case.name}-{option}") for case in cases for option in case.options]
+    return pytest.mark.parametrize(("case", "option"), pairs)
+
+
+every_case_and_option = every_option(CASES)
 
 
 def inputs_of(case: Case, generator, n=N, dtype=torch.float64, option="default", differentiable=None):
@@ -198,7 +200,7 @@ def test_gradcheck(case, option, generator):
     torch.autograd.gradcheck(function, [inputs[name] for name in names], fast_mode=True)
 
 
-@every_case_and_option
+@every_option([case for case in CASES if case.compiles])
 def test_compiles_without_a_graph_break(case, option, generator):
     torch.compiler.reset()
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager", dynamic=False)

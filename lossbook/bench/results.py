@@ -199,7 +199,7 @@ class CCEReport:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = tuple(CCERow(**_tuples(row)) for row in content.pop("rows"))
+            rows = tuple(CCERow(**row | {"samples": tuple(row["samples"])}) for row in content.pop("rows"))
             return cls(rows=rows, **content)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"path must hold a benchmark report, got {path}: {error}") from error
@@ -257,11 +257,3 @@ class CCEReport:
             return f"{self.ratio(method, what=what):.2f}"
         except ValueError:
             return ""
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    """Undo what JSON does to a row: it knows no tuples."""
-    for sample in row["samples"]:
-        for clock in ("cpu", "device"):
-            sample[clock] = None if sample[clock] is None else tuple(sample[clock])
-    return row | {"samples": tuple(row["samples"])}
