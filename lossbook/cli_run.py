@@ -39,7 +39,7 @@ def run(
         Profile, typer.Option(help="smoke: seconds; cpu: as published; gpu: near the paper's scale.")
     ] = Profile.cpu,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run, or of the first of several.")] = 0,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the executed notebooks.")] = Path("results"),
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the executed notebooks.")] = Path("runs"),
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds to run, counted up from --seed.")] = 1,
     table: Annotated[Path | None, typer.Option("--csv", help="Also write every measured value to this file.")] = None,
 ) -> None:
@@ -181,20 +181,33 @@ def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _show_result(info: ChapterInfo, profile: str, seed: int, result: ExecutionResult) -> None:
-    from lossbook.chapter.card import criteria_text, measured_text
-
     if result.card:
-        table = Table(title=f"{info.number}. {escape(info.title)} (profile {profile}, seed {seed})", expand=True)
-        table.add_column("claim", no_wrap=True)
-        for name, ratio in (("statement", 6), ("criterion", 3), ("here", 3), ("verdict", 3)):
-            table.add_column(name, ratio=ratio)
-        for claim in result.card["claims"]:
-            verdict = verdict_text(claim["verdict"]) + ("" if claim["enforced"] else " [dim](not enforced)[/]")
-            criteria, measured = criteria_text(claim["criteria"]), measured_text(claim["measured"]) or "–"
-            table.add_row(claim["id"], escape(claim["statement"]), escape(criteria), escape(measured), verdict)
-        out().print(table)
+        out().print(_card_table(f"{info.number}. {info.title} (profile {profile}, seed {seed})", result.card))
+        if not all(claim["enforced"] for claim in result.card["claims"]):
+            out().print(f"* not enforced by profile {profile}")
     seconds = f"{result.wall_seconds:.0f} s ({result.cpu_seconds:.0f} s of processor time)"
     out().print(f"chapter {info.number}: {seconds}, notebook: {result.path}", soft_wrap=True)
+
+
+def _card_table(title: str, card: dict[str, Any]) -> Table:
+    """One line for each claim with its verdict, under it one for each measured quantity with its criterion."""
+    from lossbook.chapter.card import criterion_text, number
+    from lossbook.chapter.claims import Criterion
+
+    table = Table(title=escape(title), title_justify="left", box=None, expand=True)
+    table.add_column("claim", no_wrap=True)
+    table.add_column("statement and measured quantity", ratio=1)
+    table.add_column("here", no_wrap=True, justify="right")
+    table.add_column("criterion, verdict", no_wrap=True)
+    for claim in card["claims"]:
+        verdict = verdict_text(claim["verdict"]) + ("" if claim["enforced"] else " *")
+        table.add_row(claim["id"], f"[bold]{escape(claim['statement'])}[/]", "", verdict)
+        for name, value in claim["measured"].items():
+            criterion = Criterion(name, claim["criteria"][name])
+            met = "✓" if criterion.holds(float(value)) else "✗"
+            wanted = escape(criterion_text(criterion.text))
+            table.add_row("", f"  {name.replace('_', ' ')}", number(float(value)), f"{met} {wanted}")
+    return table
 
 
 def _failure(info: ChapterInfo, seed: int, result: ExecutionResult) -> str:

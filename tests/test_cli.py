@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_says_so(book, tmp_path):
     assert message.startswith("cannot write to the folder") and message.endswith("give another with --out")
     message = sentence(invoke("run", "17", "--csv", tmp_path / "missing" / "a.csv"), 2)
     assert "give --csv a file in an existing, writable folder" in message
-    assert not list((tmp_path / "results").iterdir())
+    assert not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.notebook
@@ -241,7 +241,7 @@ def test_a_failed_claim_is_named_and_the_notebook_kept(book, tmp_path):
     result = invoke("run", "17", "--csv", table)
     message = sentence(result, 1)
     assert message.startswith("chapter 17 (seed 0) failed claim 17.b: AssertionError: 17.b is not reproduced")
-    assert message.endswith("the notebook is kept in results/17_cut_cross_entropy-cpu-seed0.ipynb")
+    assert message.endswith("the notebook is kept in runs/17_cut_cross_entropy-cpu-seed0.ipynb")
     assert "not reproduced" in result.stdout and "False" in table.read_text()
 
 
@@ -250,7 +250,7 @@ def test_a_failing_cell_is_named_and_the_notebook_kept(book, tmp_path):
     book("print('so far')", "# it breaks\nx = 1 / 0")
     message = sentence(invoke("run", "17"), 1)
     assert message.startswith("chapter 17 (seed 0) failed in cell 4 of 4 (x = 1 / 0): ZeroDivisionError: division by")
-    assert "so far" in (tmp_path / "results" / "17_cut_cross_entropy-cpu-seed0.ipynb").read_text()
+    assert "so far" in (tmp_path / "runs" / "17_cut_cross_entropy-cpu-seed0.ipynb").read_text()
 
 
 @pytest.mark.notebook
@@ -281,7 +281,7 @@ def test_ctrl_c_keeps_the_partial_notebook_and_ends_the_kernel(book, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    kept = "results/17_cut_cross_entropy-cpu-seed0.ipynb"
+    kept = "runs/17_cut_cross_entropy-cpu-seed0.ipynb"
     assert errors.strip().splitlines()[-1] == (
         f"lossbook: chapter 17 was interrupted; the notebook up to there is kept in {kept}"
     )
