@@ -11,7 +11,7 @@ from lossbook.kernels.cross_entropy.problem import take
 class Factors(NamedTuple):
     r"""Factors of each row in the loss, all of shape ``(n,)``; None where a term is absent.
 
-    .. math:: \ell_i = a_i (\mathrm{lse}_i - z_{i,x_i}) + s_i \sum_v w_v (\mathrm{lse}_i - z_{iv}) + q_i \mathrm{lse}_i^2
+    .. math:: \ell = a (\mathrm{lse} - z_x) + s \sum_v w_v (\mathrm{lse} - z_v) + q\, \mathrm{lse}^2
 
     Attributes:
         nll: :math:`a`, zero at ignored rows like the others.

@@ -4,22 +4,16 @@ A registered operator is opaque to ``torch.compile``, which keeps it in one grap
 derivative are declared here.  First derivatives only: differentiating a gradient raises.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from lossbook.kernels.cross_entropy.factors import Factors
 from lossbook.kernels.cross_entropy.grad_in_forward import loss_and_gradients
 from lossbook.kernels.cross_entropy.problem import Problem
+from lossbook.kernels.cross_entropy.registration import Operator, once, raise_second_derivative, wanted
 from lossbook.kernels.cross_entropy.two_pass import backward_statistics, forward_statistics
-
-SECOND_DERIVATIVE = (
-    "the chunked kernels have no second derivative: autograd cannot see through their gradients; "
-    "use cut_cross_entropy(..., impl='dense') to differentiate twice"
-)
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,12 +36,7 @@ def _present(value: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if value is None else value
 
 
-def raise_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    """The derivative of every gradient here."""
-    raise RuntimeError(SECOND_DERIVATIVE)
-
-
-@custom_op("lossbook::linear_statistics", mutates_args=())
+@Operator
 def linear_statistics(
     e: Tensor,
     c: Tensor,
@@ -77,7 +66,7 @@ def _(e, c, bias, target, valid, class_weight, *options):
     return tuple(e.new_empty(size, dtype=dtype) for size in sizes)
 
 
-@custom_op("lossbook::linear_statistics_backward", mutates_args=())
+@Operator
 def linear_statistics_backward(
     e: Tensor,
     c: Tensor,
@@ -140,7 +129,7 @@ def _statistics_backward(ctx: Any, d_lse: Tensor | None, d_target: Tensor | None
 linear_statistics.register_autograd(_statistics_backward, setup_context=_save_statistics)
 
 
-@custom_op("lossbook::linear_loss_and_gradients", mutates_args=())
+@Operator
 def linear_loss_and_gradients(
     e: Tensor,
     c: Tensor,
@@ -198,30 +187,10 @@ def _scale_gradients(ctx: Any, d_loss: Tensor | None, *unused: None) -> tuple:
 linear_loss_and_gradients.register_autograd(_scale_gradients, setup_context=_save_gradients)
 
 
-def once(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> Sequence[Tensor | None]:
-    """The gradients themselves; under ``create_graph=True`` tied to ``sources`` by a graph that ends in an error."""
-    return _Once.apply(len(sources), *sources, *gradients) if torch.is_grad_enabled() else gradients
-
-
-class _Once(torch.autograd.Function):
-    """Identity on the gradients, whose derivative by anything in ``sources`` raises."""
-
-    @staticmethod
-    def forward(ctx: Any, skip: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if value is None else value.view_as(value) for value in tensors[skip:])
-
-    backward = staticmethod(raise_second_derivative)
-
-
 def _graph_is_kept() -> bool:
     """Whether this backward pass runs with ``retain_graph=True``; True if torch does not tell."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if ask is None else ask()
-
-
-def wanted(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients that are needed, None for the others."""
-    return tuple(value if need else None for value, need in zip(gradients, needs, strict=True))
 
 
 def _fake_gradients(e: Tensor, c: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:

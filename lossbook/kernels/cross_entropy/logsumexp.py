@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from lossbook._validation import check_target_range
 from lossbook.kernels.cross_entropy.arguments import (
@@ -14,8 +13,9 @@ from lossbook.kernels.cross_entropy.arguments import (
     check_softcap,
     check_target,
 )
-from lossbook.kernels.cross_entropy.library import linear_statistics, raise_second_derivative, result_dtype, wanted
+from lossbook.kernels.cross_entropy.library import linear_statistics, result_dtype
 from lossbook.kernels.cross_entropy.problem import Problem
+from lossbook.kernels.cross_entropy.registration import Operator, raise_second_derivative, wanted
 from lossbook.kernels.cross_entropy.tiles import spans
 
 _CHUNK_BYTES = 64 << 20
@@ -102,7 +102,7 @@ def indexed_dot(e: Tensor, c: Tensor, index: Tensor) -> Tensor:
     return _indexed_dot(e.reshape(-1, e.shape[-1]), c, index.reshape(-1)).reshape(shape)
 
 
-@custom_op("lossbook::indexed_dot", mutates_args=())
+@Operator
 def _indexed_dot(e: Tensor, c: Tensor, index: Tensor) -> Tensor:
     out = e.new_empty(len(e), dtype=result_dtype(e.dtype))
     for start, stop in _gather_spans(e):
@@ -116,7 +116,7 @@ def _(e, c, index):
     return e.new_empty(e.shape[0], dtype=result_dtype(e.dtype))
 
 
-@custom_op("lossbook::indexed_dot_backward", mutates_args=())
+@Operator
 def _indexed_dot_backward(
     e: Tensor, c: Tensor, index: Tensor, d_out: Tensor, need_e: bool, need_c: bool
 ) -> tuple[Tensor, Tensor]:

@@ -119,9 +119,9 @@ def cut_cross_entropy(
         which computes the logits again (four products). Where ``e`` or ``c`` needs no gradient its product is skipped.
 
         **Memory.** Beyond the gradients: the logits buffer and a few rows of scratch; for operands below
-        ``accum_dtype`` also a copy of ``e`` in it. Gradients are summed in ``accum_dtype`` and cast once. After a forward pass that
-        computed them the gradients are alive until ``backward``, which hands them over without a copy unless
-        ``retain_graph=True``.
+        ``accum_dtype`` also a copy of ``e`` in it. Gradients are summed in ``accum_dtype`` and cast once. Gradients
+        computed in the forward pass are alive from then on; ``backward`` hands them over without a copy, unless
+        ``retain_graph=True`` or compiled.
 
         **Filter.** A block is 128 consecutive rows that are not ignored. A block keeps column :math:`v` if
         :math:`\max_i |\mathrm{softmax}(z_i)_v - [v = x_i]| \ge \varepsilon` over its rows, tested before any scaling by

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lossbook._validation import check_integer, check_positive
-from lossbook.kernels.cross_entropy.library import no_autocast, once, result_dtype
+from lossbook.kernels.cross_entropy.library import no_autocast, result_dtype
 from lossbook.kernels.cross_entropy.problem import Problem, Statistics
+from lossbook.kernels.cross_entropy.registration import once
 from lossbook.kernels.cross_entropy.two_pass import backward_statistics, forward_statistics
 
 

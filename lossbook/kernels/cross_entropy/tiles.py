@@ -22,7 +22,7 @@ _MIN_COLUMNS = 64
 
 def spans(stop: int, step: int) -> Iterator[tuple[int, int]]:
     """Consecutive half-open intervals of length ``step`` that cover ``[0, stop)``."""
-    return ((start, min(start + step, stop)) for start in range(0, stop, step))
+    return ((start, min(start + step, stop)) for start in range(0, stop, max(step, 1)))
 
 
 def tile_shape(rows: int, columns: int, itemsize: int, chunk_bytes: int, *, on_cpu: bool) -> tuple[int, int]:
