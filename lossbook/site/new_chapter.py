@@ -79,10 +79,33 @@ def create(info: catalog.ChapterInfo, *, title: str = "", root: Path = REPOSITOR
     claims.parent.mkdir(parents=True, exist_ok=True)
     notebook.parent.mkdir(parents=True, exist_ok=True)
     claims.write_text(_filled("claims.yaml", info, title), encoding="utf-8")
-    nbformat.write(_notebook(_filled("chapter.md", info, title)), notebook)
+    nbformat.write(notebook_of(info, title), notebook)
     toc = root / "_toc.yml"
     toc.write_text(listed(toc.read_text(encoding="utf-8"), info), encoding="utf-8")
     return [notebook, claims, toc, *_retitled(info, title, root)]
+
+
+def notebook_of(info: catalog.ChapterInfo, title: str) -> nbformat.NotebookNode:
+    """The template as the notebook of a chapter, not yet executed.
+
+    Args:
+        info: The chapter.
+        title: Its title.
+
+    Returns:
+        The notebook.
+    """
+    notebook = jupytext.reads(_filled("chapter.md", info, title), fmt="md:myst")
+    for index, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{index:02d}"
+    notebook.metadata = nbformat.NotebookNode(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+        }
+    )
+    notebook.nbformat_minor = 5
+    return notebook
 
 
 def listed(toc: str, info: catalog.ChapterInfo) -> str:
@@ -136,20 +159,6 @@ def _filled(name: str, info: catalog.ChapterInfo, title: str) -> str:
     }
     text = (TEMPLATE / name).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)
-
-
-def _notebook(text: str) -> nbformat.NotebookNode:
-    notebook = jupytext.reads(text, fmt="md:myst")
-    for index, cell in enumerate(notebook.cells, start=1):
-        cell.id = f"cell-{index:02d}"
-    notebook.metadata = nbformat.NotebookNode(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
-        }
-    )
-    notebook.nbformat_minor = 5
-    return notebook
 
 
 def _retitled(info: catalog.ChapterInfo, title: str, root: Path) -> list[Path]:

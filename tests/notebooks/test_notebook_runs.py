@@ -1,0 +1,55 @@
+"""Every written chapter runs with profile ``smoke`` (nbval runs it with ``cpu``), and its printed snippets run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lossbook.chapter import catalog
+from lossbook.chapter.claims import load_claims
+from lossbook.chapter.execute import execute
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = [chapter for chapter in catalog.chapters() if chapter.written]
+SMOKE_BUDGET = 15  # seconds on one core
+PAGES = [ROOT / "README.md", ROOT / "book" / "how-to-use.md"]
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda chapter: chapter.slug)
+def test_smoke_profile_passes_in_seconds(chapter, tmp_path):
+    result = execute(chapter, profile="smoke", out=tmp_path)
+    assert result.failed is None
+    assert [claim["id"] for claim in result.card["claims"]] == list(load_claims(chapter.slug))
+    assert result.cpu_seconds <= SMOKE_BUDGET
+
+
+def python_blocks(text):
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
+
+
+def snippets():
+    for page in PAGES:
+        yield pytest.param(page.read_text(encoding="utf-8"), id=page.name)
+    for chapter in WRITTEN:
+        cells = nbformat.read(chapter.notebook, as_version=4).cells
+        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        yield pytest.param(text, id=chapter.slug)
+
+
+@pytest.mark.parametrize("text", snippets())
+def test_printed_code_runs_as_written(text, tmp_path):
+    blocks = python_blocks(text)
+    assert blocks, "the page shows how to use the package in one's own code"
+    for block in blocks:
+        script = tmp_path / "snippet.py"
+        script.write_text(block, encoding="utf-8")
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(script)]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
