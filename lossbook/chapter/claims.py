@@ -52,7 +52,14 @@ class Criterion:
             )
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` meets the condition; NaN never does."""
+        """Whether a value meets the condition.
+
+        Args:
+            value: The measured number; NaN meets no condition.
+
+        Returns:
+            True if it does.
+        """
         if math.isnan(value):
             return False
         if interval := _INTERVAL.match(self.text):
@@ -108,7 +115,14 @@ class Claim:
         return "reproduced" if met == len(names) else "partly" if met else "not reproduced"
 
     def accepts(self, verdict: str) -> bool:
-        """Whether ``verdict`` is at least as good as the one the chapter expects."""
+        """Whether a verdict is at least as good as the one the chapter expects.
+
+        Args:
+            verdict: One of ``"reproduced"``, ``"partly"``, ``"needs GPU"`` and ``"not reproduced"``, best first.
+
+        Returns:
+            True if it is.
+        """
         return VERDICTS.index(verdict) <= VERDICTS.index(self.expect)
 
 

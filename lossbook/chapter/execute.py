@@ -20,6 +20,7 @@ import psutil
 from nbformat import NotebookNode
 
 from lossbook.chapter.catalog import ChapterInfo
+from lossbook.chapter.scoreboard import find_card
 
 _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 _MODEL_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
@@ -83,6 +84,7 @@ def execute(
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
+                extra_arguments=["--log-level=40"],  # the kernel's start-up warnings are not the reader's
                 cwd=str(target.parent),
                 on_progress=on_progress,
             )
@@ -163,15 +165,6 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         }
     )
     return _rename_widgets(notebook)
-
-
-def find_card(notebook: NotebookNode) -> dict[str, Any] | None:
-    """The record of the reproduction card in an executed notebook, or None if it was not reached."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if record := output.get("metadata", {}).get("lossbook"):
-                return dict(record)
-    return None
 
 
 def _rename_widgets(notebook: NotebookNode) -> NotebookNode:

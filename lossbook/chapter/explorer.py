@@ -25,7 +25,11 @@ _LOG_RANGE = 30.0  # a numeric grid spanning more than this factor gets a logari
 
 
 def static_mode() -> bool:
-    """Whether chapters render for the page (environment variable ``LOSSBOOK_STATIC=1``) instead of live."""
+    """Whether explorers render for a page without a kernel instead of live.
+
+    Returns:
+        True if the environment variable ``LOSSBOOK_STATIC`` is ``1``, ``true`` or ``yes``.
+    """
     return os.environ.get("LOSSBOOK_STATIC", "0").lower() in {"1", "true", "yes"}
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import nbformat
-
 from lossbook.chapter import catalog
 from lossbook.chapter.card import criteria_text, measured_text
-from lossbook.chapter.claims import VERDICTS, load_claims
-from lossbook.chapter.execute import find_card
+from lossbook.chapter.claims import VERDICTS, Claim, load_claims
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,26 @@ def scoreboard() -> Scoreboard:
     return Scoreboard(tuple(row for info in catalog.chapters() if info.written for row in _rows(info)))
 
 
+def find_card(notebook: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of the reproduction card in an executed notebook.
+
+    Args:
+        notebook: The notebook, as nbformat or plain JSON reads it.
+
+    Returns:
+        The record, or None if the card was not reached.
+    """
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if record := output.get("metadata", {}).get("lossbook"):
+                return dict(record)
+    return None
+
+
 def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
-    notebook = nbformat.read(info.notebook, as_version=4)
-    run = notebook.metadata.get("lossbook", {})
+    # Plain JSON: importing nbformat takes longer than reading every chapter.
+    notebook = json.loads(info.notebook.read_text(encoding="utf-8"))
+    run = notebook["metadata"].get("lossbook", {})
     record = find_card(notebook) or {"claims": [], "profile": run.get("profile", "none")}
     settled = {entry["id"]: entry for entry in record["claims"]}
     rows = []
@@ -90,7 +106,7 @@ def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
                 kind=claim.kind,
                 central=claim.central,
                 paper=claim.paper,
-                measured=measured_text(entry["measured"]) if entry and entry["measured"] else "–",
+                measured=_in_order(claim, entry["measured"]) if entry and entry["measured"] else "–",
                 criterion=criteria_text({criterion.name: criterion.text for criterion in claim.criteria}),
                 verdict=entry["verdict"] if entry else "not reproduced",
                 profile=record["profile"],
@@ -98,6 +114,11 @@ def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
             )
         )
     return rows
+
+
+def _in_order(claim: Claim, measured: Mapping[str, float | str]) -> str:
+    """Notebooks are stored with sorted keys; a reader expects the order of the criteria."""
+    return measured_text({criterion.name: measured[criterion.name] for criterion in claim.criteria})
 
 
 def _cell(text: str) -> str:

@@ -13,10 +13,12 @@ from lossbook.chapter.explorer import static_mode
 
 @dataclass
 class History:
-    """What a run recorded: step numbers, values by name, and how it ended.
+    """What a run recorded.
 
-    ``stopped`` is ``"finished"``, ``"interrupted"`` (the reader pressed stop) or ``"diverged"`` (a value was not
-    finite).
+    Args:
+        steps: Numbers of the recorded steps.
+        values: Recorded values by name, one per recorded step.
+        stopped: ``"finished"``, ``"interrupted"`` (the reader pressed stop) or ``"diverged"`` (a value was not finite).
     """
 
     steps: list[int] = field(default_factory=list)
@@ -27,11 +29,26 @@ class History:
         return self.values[name]
 
     def last(self, name: str) -> float:
-        """The last recorded value of ``name``."""
+        """The last recorded value.
+
+        Args:
+            name: Name of the quantity.
+
+        Returns:
+            Its value at the last recorded step.
+        """
         return self.values[name][-1]
 
     def add(self, step: int, measured: Mapping[str, float]) -> None:
-        """Record one step."""
+        """Record one step.
+
+        Args:
+            step: Number of the step.
+            measured: Values by name.
+
+        Returns:
+            None.
+        """
         self.steps.append(step)
         for name, value in measured.items():
             self.values.setdefault(name, []).append(value)
