@@ -58,7 +58,7 @@ clean:  ## remove everything that was built, and .venv
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 env-book env-lab env-test env-bench: env-%: python
-	@"$(PYTHON)" lossbook/site/environment.py $*
+	@"$(PYTHON)" lossbook/site/environment.py $* $(if $(filter file,$(origin PYTHON)),,--exact)
 
 python:
 	@if [ -z "$(PYTHON)" ]; then \

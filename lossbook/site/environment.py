@@ -30,12 +30,14 @@ class SetupError(Exception):
     """The environment can not be made; the message is one sentence that says what to do."""
 
 
-def prepare(root: Path, target: str) -> bool:
+def prepare(root: Path, target: str, *, exact: bool = False) -> bool:
     """Bring ``.venv`` to what ``target`` needs.
 
     Args:
         root: The repository.
         target: A key of ``EXTRAS``.
+        exact: Whether ``.venv`` must be of the version of the Python that runs this script.  Without it, an environment
+            that was made with another one is kept.
 
     Returns:
         Whether anything had to be installed.
@@ -51,15 +53,17 @@ def prepare(root: Path, target: str) -> bool:
     venv = root / ".venv"
     with _locked(root / "_build" / ".environment.lock"):
         state = _read_state(venv)
+        if exact and state is not None and state["python"] != _python():
+            state = None
         wanted = _fingerprint(root)
         if state is not None and state["fingerprint"] == wanted and set(EXTRAS[target]) <= set(state["extras"]):
             return False
-        if state is None or not _usable(venv) or _python_changed(state):
+        if state is None or not _usable(venv):
             _create(venv)
-            state = {"extras": []}
+            state = {"extras": [], "python": _python()}
         extras = sorted(set(EXTRAS[target]) | set(state["extras"]))
         _install(root, venv, extras)
-        _write_state(venv, {"fingerprint": wanted, "extras": extras, "python": _python(), "root": str(root)})
+        _write_state(venv, {"fingerprint": wanted, "extras": extras, "python": state["python"], "root": str(root)})
     return True
 
 
@@ -106,10 +110,6 @@ def _python() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def _python_changed(state: dict) -> bool:
-    return state.get("python") != _python()
-
-
 def _create(venv: Path) -> None:
     if venv.is_symlink():
         raise SetupError(f"{venv} is a link; remove it, then run make again")
@@ -153,9 +153,10 @@ def main() -> int:
     """Prepare the environment named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=EXTRAS)
-    target = parser.parse_args().target
+    parser.add_argument("--exact", action="store_true", help="make .venv anew if it is of another Python version")
+    args = parser.parse_args()
     try:
-        prepare(Path(__file__).resolve().parents[2], target)
+        prepare(Path(__file__).resolve().parents[2], args.target, exact=args.exact)
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1
