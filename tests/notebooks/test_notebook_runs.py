@@ -33,18 +33,17 @@ def python_blocks(text):
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
 
 
-def snippets():
-    for page in PAGES:
-        yield pytest.param(page.read_text(encoding="utf-8"), id=page.name)
-    for chapter in WRITTEN:
-        cells = nbformat.read(chapter.notebook, as_version=4).cells
-        text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-        yield pytest.param(text, id=chapter.slug)
+def prose(chapter):
+    cells = nbformat.read(chapter.notebook, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
-@pytest.mark.parametrize("text", snippets())
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES} | {c.slug: prose(c) for c in WRITTEN}
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_printed_code_runs_as_written(text, tmp_path):
-    blocks = python_blocks(text)
+    blocks = python_blocks(TEXTS[text])
     assert blocks, "the page shows how to use the package in one's own code"
     for block in blocks:
         script = tmp_path / "snippet.py"
