@@ -50,20 +50,21 @@ def linear_statistics(
     work: torch.dtype,
     chunk_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp, target logit and class-weighted logit sum of every row; the last two empty if not asked for."""
+    """Log-sum-exp, target logit and class-weighted logit sum of every row, in the working dtype.
+
+    The last two are empty if not asked for.
+    """
     problem = Problem(e, c, bias, target, valid, class_weight, softcap, eps_e, eps_c, work, chunk_bytes)
     with no_autocast(e):
         statistics = forward_statistics(problem)
-    dtype = result_dtype(e.dtype)
-    return tuple(_present(value, e).to(dtype) for value in statistics)
+    return tuple(_present(value, e).to(work) for value in statistics)
 
 
 @linear_statistics.register_fake
-def _(e, c, bias, target, valid, class_weight, *options):
-    dtype = result_dtype(e.dtype)
+def _(e, c, bias, target, valid, class_weight, softcap, eps_e, eps_c, work, chunk_bytes):
     rows, none = e.shape[0], 0
     sizes = (rows, none if target is None else rows, none if class_weight is None else rows)
-    return tuple(e.new_empty(size, dtype=dtype) for size in sizes)
+    return tuple(e.new_empty(size, dtype=work) for size in sizes)
 
 
 @Operator

@@ -60,15 +60,15 @@ def linear_loss(
         loss = loss.sum()
     if reduction == "mean":
         loss = loss / count
-    return loss, statistics.lse
+    dtype = result_dtype(problem.e.dtype)
+    return loss.to(dtype), statistics.lse.to(dtype)
 
 
 def _token_weight(problem: Problem, weight: Tensor | None, size: int) -> Tensor:
     """Weight of each row's target; zero at ignored rows."""
-    dtype = result_dtype(problem.e.dtype)
     if weight is None:
-        return problem.valid.to(dtype)
-    return weight.detach().to(dtype)[problem.target.clamp(0, size - 1)].where(problem.valid, 0)
+        return problem.valid.to(problem.work)
+    return weight.detach().to(problem.work)[problem.target.clamp(0, size - 1)].where(problem.valid, 0)
 
 
 def _needs(problem: Problem) -> tuple[bool, bool, bool]:
@@ -103,8 +103,6 @@ def _statistics(problem: Problem, shard: VocabParallel | None, impl: str) -> Sta
         return parallel_statistics(problem, shard)
     if impl == "dense":
         with no_autocast(problem.e):
-            statistics = dense_statistics(problem)
-        dtype = result_dtype(problem.e.dtype)
-        return Statistics(*(None if value is None else value.to(dtype) for value in statistics))
+            return dense_statistics(problem)
     lse, target_logit, logit_sum = linear_statistics(*problem)
     return Statistics(lse, target_logit, None if problem.class_weight is None else logit_sum)

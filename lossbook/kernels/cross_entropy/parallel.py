@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lossbook._validation import check_integer, check_positive
-from lossbook.kernels.cross_entropy.library import no_autocast, result_dtype
+from lossbook.kernels.cross_entropy.library import no_autocast
 from lossbook.kernels.cross_entropy.problem import Problem, Statistics
 from lossbook.kernels.cross_entropy.registration import once
 from lossbook.kernels.cross_entropy.two_pass import backward_statistics, forward_statistics
@@ -174,8 +174,7 @@ class _ParallelStatistics(torch.autograd.Function):
         ctx.save_for_backward(lse)
         ctx.problem, ctx.group = problem, group
         ctx.set_materialize_grads(False)
-        dtype = result_dtype(e.dtype)
-        return tuple(None if value is None else value.to(dtype) for value in (lse, *sums))
+        return lse, *sums
 
     @staticmethod
     def backward(
