@@ -319,7 +319,8 @@ def main() -> int:
     written = [chapter for chapter in planned.values() if chapter.written]
     for chapter in written:
         problems += lint_notebook(chapter.notebook, chapter)
-    print("\n".join(problems) or f"{len(written)} chapter{'s' if len(written) != 1 else ''} keep the contract")
+    kept = f"{len(written)} chapters keep the contract" if len(written) != 1 else "1 chapter keeps the contract"
+    print("\n".join(problems) or kept)
     return 1 if problems else 0
 
 
