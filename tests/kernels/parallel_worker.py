@@ -1,0 +1,150 @@
+"""What each process of the vocabulary-parallel tests runs; importable, so that it can be spawned."""
+
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from cce_reference import gradients, make, naive, relative
+
+from lossbook.kernels import VocabParallel, cut_cross_entropy
+
+VOCAB = 101
+CASES = [
+    {"reduction": reduction, **options}
+    for reduction in ("mean", "sum", "none")
+    for options in (
+        {},
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.05, "softcap": 4.0},
+        {"label_smoothing": 0.1, "softcap": 4.0, "weight": torch.linspace(0.2, 2, VOCAB, dtype=torch.float64)},
+        {"chunk_bytes": 1},
+    )
+]
+
+
+def spawn(function, processes, folder):
+    """Run ``function(rank, processes, folder)`` in processes joined by gloo; an exception in one fails the call."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_run, (processes, port, function, folder), nprocs=processes)
+    assert len(list(Path(folder).iterdir())) == processes, "every process must reach its end"
+
+
+def _run(rank, processes, port, function, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    try:
+        function(rank, processes)
+        (Path(folder) / str(rank)).touch()
+    finally:
+        dist.destroy_process_group()
+
+
+def local_leaves(e, c, b, shard):
+    rows = slice(shard.start, shard.stop)
+    return (value.detach().clone().requires_grad_() for value in (e, c[rows], b[rows]))
+
+
+def equals_the_whole_vocabulary(rank, processes):
+    """Loss, log-sum-exp and all gradients, for every case, on an even split."""
+    e, c, b, target = make(150, VOCAB, bias=True)
+    shard = VocabParallel.from_vocab(VOCAB)
+    check_cases(e, c, b, target, shard)
+
+
+def uneven_shards_and_a_process_without_targets(rank, processes):
+    """The last process holds most rows, and targets are all in the first one's."""
+    e, c, b, target = make(150, VOCAB, bias=True)
+    target = torch.where(target >= 0, target % 3, target)
+    edges = [*range(0, 3 * processes, 3), VOCAB]
+    shard = VocabParallel(edges[rank], edges[rank + 1])
+    assert shard.vocab_size() == VOCAB
+    check_cases(e, c, b, target, shard)
+
+
+def check_cases(e, c, b, target, shard):
+    rows = slice(shard.start, shard.stop)
+    for options in CASES:
+        expected_options = {key: value for key, value in options.items() if key != "chunk_bytes"}
+        own_e, own_c, own_b = local_leaves(e, c, b, shard)
+        loss, lse = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, return_lse=True, **options)
+        whole, whole_lse = cut_cross_entropy(e, c, target, b, return_lse=True, impl="dense", **expected_options)
+        torch.testing.assert_close(whole, naive(e, c, target, b, **expected_options), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(loss, whole, rtol=1e-12, atol=1e-13, msg=str(options))
+        torch.testing.assert_close(lse, whole_lse, rtol=1e-12, atol=1e-13)
+        # A random upstream gradient, the same on every process, for the loss and through the log-sum-exp.
+        generator = torch.Generator().manual_seed(1)
+        up = torch.rand(loss.shape, generator=generator, dtype=loss.dtype)
+        up_lse = torch.rand(lse.shape, generator=generator, dtype=lse.dtype)
+        got = gradients((loss * up).sum() + (lse * up_lse).sum(), own_e, own_c, own_b)
+        want = gradients((whole * up).sum() + (whole_lse * up_lse).sum(), e, c, b)
+        assert relative(got, (want[0], want[1][rows], want[2][rows])) < 1e-12, options
+
+
+def frozen_sides_and_low_precision(rank, processes):
+    e, c, b, target = make(60, VOCAB, bias=True)
+    shard = VocabParallel.from_vocab(VOCAB)
+    own_e, own_c, own_b = local_leaves(e, c, b, shard)
+    own_c.requires_grad_(False)
+    cut_cross_entropy(own_e, own_c, target, own_b.detach(), vocab_parallel=shard).backward()
+    assert own_c.grad is None
+    expected = torch.autograd.grad(naive(e, c, target, b), e)
+    assert relative([own_e.grad], expected) < 1e-12
+    low_e, low_c = own_e.detach().bfloat16().requires_grad_(), own_c.detach().bfloat16().requires_grad_()
+    loss = cut_cross_entropy(low_e, low_c, target, vocab_parallel=shard)
+    loss.backward()
+    assert loss.dtype == torch.float32 and low_e.grad.dtype == low_c.grad.dtype == torch.bfloat16
+    # The partial gradients are summed in float32: the error is that of one rounding.
+    exact_e = e.detach().bfloat16().double().requires_grad_()
+    (exact,) = torch.autograd.grad(naive(exact_e, c.detach().bfloat16().double(), target), exact_e)
+    rounding = relative([exact.bfloat16().double()], [exact])
+    assert relative([low_e.grad.double()], [exact]) <= 1.05 * rounding + 1e-6
+
+
+def gaps_and_targets_are_checked(rank, processes):
+    e, c, _, target = make(10, VOCAB)
+    gap = VocabParallel(30 * rank, 30 * rank + 20)
+    message = ""
+    try:
+        cut_cross_entropy(e, c[gap.start : gap.stop], target, vocab_parallel=gap)
+    except ValueError as error:
+        message = str(error)
+    assert "without gap or overlap" in message
+    shard = VocabParallel.from_vocab(VOCAB)
+    try:
+        cut_cross_entropy(e, c[shard.start : shard.stop], target.clamp(min=VOCAB), vocab_parallel=shard)
+    except ValueError as error:
+        message = str(error)
+    assert f"[0, {VOCAB})" in message
+
+
+def second_derivative_raises(rank, processes):
+    e, c, _, target = make(10, VOCAB)
+    shard = VocabParallel.from_vocab(VOCAB)
+    loss = cut_cross_entropy(e, c[shard.start : shard.stop], target, vocab_parallel=shard)
+    (d_e,) = torch.autograd.grad(loss, e, create_graph=True)
+    message = ""
+    try:
+        d_e.sum().backward()
+    except RuntimeError as error:
+        message = str(error)
+    assert "no second derivative" in message
+
+
+ALL = (
+    equals_the_whole_vocabulary,
+    uneven_shards_and_a_process_without_targets,
+    frozen_sides_and_low_precision,
+    gaps_and_targets_are_checked,
+    second_derivative_raises,
+)
+
+
+def everything(rank, processes):
+    """All checks in one set of processes: starting them costs more than running them."""
+    for check in ALL:
+        if processes > 1 or check is not gaps_and_targets_are_checked:
+            check(rank, processes)
