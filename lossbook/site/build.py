@@ -30,10 +30,11 @@ def build(root: Path = ROOT) -> Path:
     command = [sys.executable, "-c", start, "build", str(root), "-n", "-W", "--keep-going", "-q"]
     # autodoc has to import this checkout, whatever else is installed.
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    if code := subprocess.run(command, cwd=root, env=environ, check=False).returncode:
+    # Warnings and errors go to standard error; what Jupyter Book says besides is kept back.
+    if subprocess.run(command, cwd=root, env=environ, stdout=subprocess.DEVNULL, check=False).returncode:
         # The next build must look at every page again, or it would pass without repeating the warnings of this one.
         shutil.rmtree(target / ".doctrees", ignore_errors=True)
-        raise SystemExit(code)
+        raise SystemExit("The book is not built: each warning above counts as an error.")
     return target / "html" / "index.html"
 
 
