@@ -94,8 +94,10 @@ def _add_kept(
             columns = kept.nonzero()[:, 0]
             if len(columns) < _GATHER_BELOW * len(kept):
                 add(part_sums, part, e[top:bottom], c[left:right], columns)
-            else:
-                add(part_sums, part.masked_fill_(~kept, 0), e[top:bottom], c[left:right])
+                continue
+            if len(columns) < len(kept):
+                part.masked_fill_(~kept, 0)
+            add(part_sums, part, e[top:bottom], c[left:right])
 
 
 def _add_to_e(sums: Gradients, gradient: Tensor, e: Tensor, c: Tensor, columns: Tensor | None = None) -> None:
