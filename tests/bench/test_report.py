@@ -1,6 +1,7 @@
 """The benchmarks page: ratios for CPUs, absolute times for GPUs."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,12 @@ def test_a_foreign_file_is_named(tmp_path):
 def test_tables_for_the_terminal():
     assert CPU.table().row_count == 2
     assert on_gpu(CPU).table().columns[1].header == "GPU ms"
+
+
+def test_committed_results_can_be_shown():
+    results = Path(__file__).parents[2] / "book" / "results"
+    for path in results.glob("*.json"):
+        report = bench.CCEReport.from_json(path)
+        assert path.name == report.file_name
+        assert {row.method for row in report.rows} <= bench.METHODS.keys()
+    assert "`grad_in_forward`" in bench.markdown_table(results)
