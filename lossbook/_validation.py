@@ -20,10 +20,10 @@ DEBUG_VARIABLE = "LOSSBOOK_DEBUG"
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether a check may read the values of ``tensor``.
 
-    Not while compiling, where a data-dependent branch would break the graph.  On a GPU only with
-    ``LOSSBOOK_DEBUG=1``, because reading waits for the device.
+    Not while compiling, where a data-dependent branch would break the graph, nor for subclasses, which may have no
+    values (fake tensors).  On a GPU only with ``LOSSBOOK_DEBUG=1``, because reading waits for the device.
     """
-    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.device.type == "meta":
         return False
     return tensor.device.type == "cpu" or os.environ.get(DEBUG_VARIABLE) == "1"
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cce_reference import gradients, make, naive, relative
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from lossbook.kernels import cut_cross_entropy, indexed_dot, linear_logsumexp
 from lossbook.kernels.cross_entropy import library, logsumexp
@@ -177,6 +179,39 @@ def test_compiles_with_the_default_backend():
     expected = objective(e, c, b)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
     assert relative(gradients(got, e, c, b), gradients(expected, e, c, b)) < 1e-5
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_checkpointing_and_offloading(reduction):
+    e, c, _, target = make()
+
+    def objective(e, c):
+        return cut_cross_entropy(e, c, target, reduction=reduction).sum()
+
+    expected = gradients(naive(e, c, target, reduction=reduction).sum(), e, c)
+    recomputed = checkpoint(objective, e, c, use_reentrant=False)
+    assert relative(gradients(recomputed, e, c), expected) < 1e-12
+    with torch.autograd.graph.save_on_cpu():
+        offloaded = objective(e, c)
+    assert relative(gradients(offloaded, e, c), expected) < 1e-12
+    with torch.inference_mode():
+        torch.testing.assert_close(objective(e, c), offloaded.detach())
+
+
+def test_torch_func_takes_the_dense_path():
+    e, c, _, target = make()
+    got = torch.func.grad(lambda e, c: cut_cross_entropy(e, c, target, impl="dense"), argnums=(0, 1))(e, c)
+    assert relative(got, gradients(naive(e, c, target), e, c)) < 1e-12
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        e, c = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+        target = torch.zeros(4, dtype=torch.int64)
+        loss, lse = cut_cross_entropy(e, c, target, reduction="none", return_lse=True)
+        assert loss.shape == lse.shape == (4,)
+        cut_cross_entropy(e, c, target).backward()
+        assert c.grad.shape == (9, 8)
 
 
 def _problem(e, c, b, target, **changes):

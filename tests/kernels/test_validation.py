@@ -52,14 +52,15 @@ def test_target_messages():
 
 
 def test_values_are_not_read_off_the_cpu_unless_asked(monkeypatch):
-    class OnGpu:
-        device = torch.device("cuda")
-
+    # Any device that is neither the CPU nor without values stands for a GPU.
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
+    target = torch.zeros(1)
     monkeypatch.delenv(v.DEBUG_VARIABLE, raising=False)
-    assert not v.values_are_readable(OnGpu())
+    assert not v.values_are_readable(target)
     monkeypatch.setenv(v.DEBUG_VARIABLE, "1")
-    assert v.values_are_readable(OnGpu())
-    assert v.values_are_readable(torch.zeros(1))
+    assert v.values_are_readable(target)
+    monkeypatch.undo()
+    assert v.values_are_readable(target)
     assert not v.values_are_readable(torch.zeros(1, device="meta"))
 
 

@@ -134,6 +134,7 @@ def cut_cross_entropy(
         a word. NaN and ``+inf`` in a row that counts make its loss NaN. The mean over no row is NaN, as in torch, with
         zero gradients; the sum is 0. The result of a call is repeatable bit for bit on a CPU and depends on
         ``chunk_bytes`` only by rounding. Under autocast the operands are cast as ``torch.nn.functional.linear`` does.
+        ``torch.compile`` keeps the call in one graph; the transforms of ``torch.func`` need ``impl="dense"``.
 
     References:
         Wijmans, Huval, Hertzberg, Koltun and Krähenbühl (2025), Cut Your Losses in Large-Vocabulary Language Models:
