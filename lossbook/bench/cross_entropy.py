@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from lossbook.bench.environment import describe, require_device
 from lossbook.bench.methods import METHODS
-from lossbook.bench.process import run_worker
+from lossbook.bench.process import Nursery, run_worker
 from lossbook.bench.results import CCEReport, CCERow
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DATA = ("gaussian", "peaked")
+_WORKER = "lossbook.bench.worker"
 
 
 def cce(
@@ -78,15 +82,15 @@ def cce(
 
     settings = counts | {"dtype": dtype, "device": device, "seed": seed, "data": data}
     rows, answers, scale = [], [], None
-    for method in methods:
-        if on_method is not None:
-            on_method(method)
-        spec = settings | {"method": method, "scale": scale}
-        answer = run_worker("lossbook.bench.worker", spec, threads=threads, timeout=timeout)
-        rows.append(CCERow.from_answer(method, answer))
-        if "not_available" not in answer:
-            answers.append(answer)
-            scale = answer["scale"]  # found once: the workers after the first need not search for it again
+    with _workers(device, threads, timeout) as measure:
+        for method in methods:
+            if on_method is not None:
+                on_method(method)
+            answer = measure(settings | {"method": method, "scale": scale})
+            rows.append(CCERow.from_answer(method, answer))
+            if "not_available" not in answer:
+                answers.append(answer)
+                scale = answer["scale"]  # found once: the workers after the first need not search for it again
     return CCEReport(
         settings=settings,
         environment=describe() | _environment(answers),
@@ -94,6 +98,16 @@ def cce(
         rows=tuple(rows),
         date=datetime.now(UTC).date().isoformat(),
     )
+
+
+@contextmanager
+def _workers(device: str, threads: int, timeout: float) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that measures a method in a process of its own."""
+    if device == "cpu" and sys.platform == "linux":
+        with Nursery(_WORKER, threads=threads) as nursery:
+            yield partial(nursery.run, timeout=timeout)
+    else:
+        yield partial(run_worker, _WORKER, threads=threads, timeout=timeout)
 
 
 def _check_methods(methods: Sequence[str]) -> None:

@@ -1,13 +1,16 @@
 """Measure one method and print the answer; started as ``python -m lossbook.bench.worker '<JSON>'``.
 
 The last line of standard output is the answer, a JSON object.  A failure leaves a traceback on standard error and a
-non-zero exit status.
+non-zero exit status.  With ``--serve`` instead of JSON, requests come line by line on standard input, and each is
+measured in a forked child.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from dataclasses import asdict
 from typing import Any
 
@@ -77,6 +80,35 @@ def _environment(device: str) -> dict[str, Any]:
     return facts
 
 
+def serve() -> None:
+    """Fork a child for every request and print its exit status.
+
+    A request is ``{"spec": ..., "out": path, "err": path}``; the paths receive the child's output.
+    """
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _measure_and_exit(request)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _measure_and_exit(request: dict[str, Any]) -> None:
+    status = 1
+    try:
+        for name, stream in (("out", 1), ("err", 2)):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        print(json.dumps(measure(request["spec"])), flush=True)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)  # the parent's buffers and exit handlers are not the child's to run
+
+
 if __name__ == "__main__":
-    answer = measure(json.loads(sys.argv[1]))
-    print(json.dumps(answer), flush=True)
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        print(json.dumps(measure(json.loads(sys.argv[1]))), flush=True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -34,10 +36,11 @@ def no_workers(monkeypatch):
     """Answer in this process, to test what surrounds the workers."""
     from lossbook.bench import worker
 
-    def answer(module, spec, *, threads, timeout):
-        return json.loads(json.dumps(worker.measure(spec)))
+    @contextmanager
+    def workers(device, threads, timeout):
+        yield lambda spec: json.loads(json.dumps(worker.measure(spec)))
 
-    monkeypatch.setattr(cross_entropy, "run_worker", answer)
+    monkeypatch.setattr(cross_entropy, "_workers", workers)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -202,6 +205,42 @@ def test_a_slow_or_silent_or_killed_worker(tmp_path, monkeypatch):
         (tmp_path / f"{name}_worker.py").write_text(body)
         with pytest.raises(bench.BenchmarkError, match=f"{name}_worker: .*{message}"):
             process.run_worker(f"{name}_worker", {}, threads=1, timeout=0.5 if name == "slow" else 60)
+
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forking is used on Linux only")
+
+
+@needs_fork
+def test_a_nursery_gives_every_measurement_its_own_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "pid_worker.py").write_text(
+        "import os\nfrom lossbook.bench import worker\n"
+        "worker.measure = lambda spec: {'pid': os.getpid(), 'threads': os.environ['OMP_NUM_THREADS']}\nworker.serve()"
+    )
+    with process.Nursery("pid_worker", threads=2) as nursery:
+        first, second = (nursery.run({}, timeout=60) for _ in range(2))
+    assert first["pid"] != second["pid"]
+    assert first["threads"] == "2"
+
+
+@needs_fork
+def test_a_failing_or_slow_child_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "odd_worker.py").write_text(
+        "import os, time\nfrom lossbook.bench import worker\n"
+        "worker.measure = lambda spec: eval(spec['do'])\nworker.serve()"
+    )
+    with process.Nursery("odd_worker", threads=1) as nursery:
+        with pytest.raises(bench.BenchmarkError, match=r"worker: the worker failed: ZeroDivisionError(.|\n)*Traceback"):
+            nursery.run({"do": "1 / 0"}, timeout=60)
+        with pytest.raises(bench.BenchmarkError, match="killed by SIGKILL"):
+            nursery.run({"do": "os.kill(os.getpid(), 9)"}, timeout=60)
+        assert nursery.run({"do": "{'still': 'here'}"}, timeout=60) == {"still": "here"}
+    with (
+        pytest.raises(bench.BenchmarkError, match=r"ended after 0\.5 s"),
+        process.Nursery("odd_worker", threads=1) as nursery,
+    ):
+        nursery.run({"do": "time.sleep(60)"}, timeout=0.5)
 
 
 def test_worker_threads_come_from_the_environment(tmp_path, monkeypatch):
