@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from lossbook.site import build, offline
 
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -23,6 +24,11 @@ CHROMIUM_FLAGS = [
 ]
 
 
+def chromium():
+    """Path of the system's Chromium, or None."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
@@ -31,7 +37,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("browser") and os.environ.get("CI") == "true" and not shutil.which("chromium"):
+    if item.get_closest_marker("browser") and os.environ.get("CI") == "true" and not chromium():
         pytest.fail("continuous integration must have a browser: apt-get install chromium", pytrace=False)
 
 
@@ -85,6 +91,6 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
+        opened = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+        yield opened
+        opened.close()
