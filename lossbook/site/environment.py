@@ -160,6 +160,9 @@ def main() -> int:
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the next make starts .venv anew", file=sys.stderr)
+        return 130
     return 0
 
 
