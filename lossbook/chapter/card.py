@@ -76,6 +76,15 @@ def measured_text(measured: Mapping[str, float | str]) -> str:
     return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
+def _lines(text: str) -> str:
+    return escape(text).replace("; ", "<br>")
+
+
+def _measured_lines(measured: Mapping[str, float]) -> str:
+    values = measured_text(measured).split("; ") if measured else ["–"]
+    return "<br>".join(f'<span class="measured">{escape(value)}</span>' for value in values)
+
+
 def verdict_html(verdict: str) -> str:
     """The verdict with its mark, so that it does not depend on color alone."""
     return f'<span class="verdict verdict-{slugged(verdict)}">{_MARKS[verdict]} {escape(verdict)}</span>'
@@ -107,7 +116,7 @@ def plan(claims: Iterable[Claim]) -> dict[str, str]:
         rows.append(
             f'<tr><th scope="row">{claim.id}<br><span class="statement">{escape(claim.statement)}</span></th>'
             f'<td>{escape(claim.paper)}<br><span class="where">{escape(claim.where)}</span></td>'
-            f"<td>{escape(criteria)}</td></tr>"
+            f"<td>{_lines(criteria)}</td></tr>"
         )
         plain.append(f"{claim.id} {claim.statement} [{criteria}]")
     html = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -138,8 +147,8 @@ def card(outcomes: list[Outcome], *, title: str, profile: str) -> dict[str, str]
         rows.append(
             f'<tr><th scope="row">{claim.id}{central}<br><span class="statement">{escape(claim.statement)}</span></th>'
             f'<td>{escape(claim.paper)}<br><span class="where">{escape(claim.where)}</span></td>'
-            f"<td>{escape(criteria_text(record['criteria']))}{unit}</td>"
-            f'<td class="measured">{escape(measured_text(outcome.measured) or "–")}</td>'
+            f"<td>{_lines(criteria_text(record['criteria']))}{unit}</td>"
+            f"<td>{_measured_lines(outcome.measured)}</td>"
             f"<td>{verdict_html(outcome.verdict)}{note}</td></tr>"
         )
     html = (

@@ -20,7 +20,7 @@ KINDS = ("identity", "kernel", "trend")
 VERDICTS = ("reproduced", "partly", "needs GPU", "not reproduced")  # best first
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq}
-_CRITERION = re.compile(r"^(<=|>=|<|>|==)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)$")
+_CRITERION = re.compile(r"^(<=|>=|<|>|==)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?:/(\d+))?$")
 _INTERVAL = re.compile(r"^in\s*\[\s*([-+.\deE]+)\s*,\s*([-+.\deE]+)\s*\]$")
 _FIELDS = {"id", "statement", "kind", "central", "paper", "where", "unit", "criteria", "expect", "reason"}
 
@@ -35,7 +35,8 @@ class Criterion:
 
     Args:
         name: Name of the measured quantity, a Python identifier.
-        text: The condition: ``<=``, ``>=``, ``<``, ``>`` or ``==`` and a number, or ``in [low, high]``.
+        text: The condition: ``<=``, ``>=``, ``<``, ``>`` or ``==`` and a number or fraction (``<= 1/6``), or
+            ``in [low, high]``.
 
     Raises:
         ValueError: If ``text`` is not of that form.
@@ -64,8 +65,8 @@ class Criterion:
             return False
         if interval := _INTERVAL.match(self.text):
             return float(interval[1]) <= value <= float(interval[2])
-        relation, threshold = _CRITERION.match(self.text).groups()
-        return bool(_RELATIONS[relation](value, float(threshold)))
+        relation, threshold, divisor = _CRITERION.match(self.text).groups()
+        return bool(_RELATIONS[relation](value, float(threshold) / float(divisor or 1)))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Scoreboard:
         head = "| Chapter | Claim | Paper | Criterion | Here | Verdict |\n|---|---|---|---|---|---|\n"
         return head + "".join(
             f"| {{doc}}`{row.number:02d} </notebooks/{row.slug}>` | **{row.id}** ({row.kind}) {_cell(row.statement)} "
-            f"| {_cell(row.paper)} | {_cell(row.criterion)} | {_cell(row.measured)} | {row.verdict} |\n"
+            f"| {_cell(row.paper)} | {_lines(row.criterion)} | {_lines(row.measured)} | {row.verdict} |\n"
             for row in self.rows
         )
 
@@ -119,6 +119,10 @@ def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
 def _in_order(claim: Claim, measured: Mapping[str, float | str]) -> str:
     """Notebooks are stored with sorted keys; a reader expects the order of the criteria."""
     return measured_text({criterion.name: measured[criterion.name] for criterion in claim.criteria})
+
+
+def _lines(text: str) -> str:
+    return _cell(text).replace("; ", "<br>")
 
 
 def _cell(text: str) -> str:

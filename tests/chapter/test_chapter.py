@@ -71,7 +71,7 @@ def test_card_of_a_chapter_that_passes(shown):
     assert [entry["verdict"] for entry in record["claims"]] == ["reproduced", "reproduced", "not reproduced"]
     assert record["profile"] == "cpu"
     assert "too small a model" in bundle["text/html"]
-    assert len(re.findall('<td class="measured">', bundle["text/html"])) == 3
+    assert len(re.findall('<span class="measured">', bundle["text/html"])) == 4
 
 
 def test_everything_but_measured_values_is_stable(shown):
