@@ -54,7 +54,8 @@ def cce(
         seed: Seed of the inputs.
         data: ``"gaussian"`` (nearly flat softmax) or ``"peaked"`` (Zipf targets, mean loss tuned to 2.5 nats, about as
             sparse as a small language model).
-        check_rows: Rows of the slice on which errors are computed. The default is one block of the gradient filter.
+        check_rows: Rows of the slice on which errors are computed. The default is one block of the gradient filter;
+            0 computes none.
         timeout: Seconds of wall-clock time one worker may take.
         on_method: Called with the name of each method before it starts, to show progress.
 
@@ -70,17 +71,19 @@ def cce(
         >>> report.ratio("dense")
         1.0
     """
-    counts = {"n": n, "vocab": vocab, "dim": dim, "repeats": repeats, "threads": threads, "check_rows": check_rows}
+    counts = {"n": n, "vocab": vocab, "dim": dim, "repeats": repeats, "threads": threads}
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if not isinstance(check_rows, int) or isinstance(check_rows, bool) or check_rows < 0:
+        raise ValueError(f"check_rows must be an int >= 0, got {check_rows!r}")
     for name, value, allowed in (("dtype", dtype, DTYPES), ("data", data, DATA)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
     _check_methods(methods)
     require_device(device)
 
-    settings = counts | {"dtype": dtype, "device": device, "seed": seed, "data": data}
+    settings = counts | {"check_rows": check_rows, "dtype": dtype, "device": device, "seed": seed, "data": data}
     rows, answers, scale = [], [], None
     with _workers(device, threads, timeout) as measure:
         for method in methods:
@@ -94,7 +97,7 @@ def cce(
     return CCEReport(
         settings=settings,
         environment=describe() | _environment(answers),
-        data={"scale": scale, "entry_density": answers[0]["accuracy"]["density"] if answers else None},
+        data={"scale": scale, "entry_density": answers[0]["accuracy"]["density"] if answers and check_rows else None},
         rows=tuple(rows),
         date=datetime.now(UTC).date().isoformat(),
     )

@@ -70,7 +70,8 @@ _ERRORS = ("loss error", "dE error", "dC error")
 
 
 def _errors(row: CCERow) -> Iterable[str]:
-    return (f"{error:.1e}" for error in (row.loss_error, row.e_gradient_error, row.c_gradient_error))
+    errors = (row.loss_error, row.e_gradient_error, row.c_gradient_error)
+    return ("–" if error is None else f"{error:.1e}" for error in errors)
 
 
 def _conditions(report: CCEReport) -> str:

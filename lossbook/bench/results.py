@@ -69,7 +69,7 @@ class CCERow:
         """
         if "not_available" in answer:
             return cls(method, not_available=answer["not_available"])
-        samples = answer["samples"]
+        samples, accuracy = answer["samples"], answer["accuracy"] or {}
         figures: dict[str, float] = {}
         for clock, name in (("cpu", "cpu_seconds"), ("device", "device_seconds")):
             if samples[0][clock] is not None:
@@ -82,9 +82,9 @@ class CCERow:
             peak_extra_bytes=max(sample["extra_bytes"] for sample in samples),
             gradient_bytes=answer["gradient_bytes"],
             loss=samples[0]["loss"],
-            loss_error=answer["accuracy"]["loss"],
-            e_gradient_error=answer["accuracy"]["e_gradient"],
-            c_gradient_error=answer["accuracy"]["c_gradient"],
+            loss_error=accuracy.get("loss"),
+            e_gradient_error=accuracy.get("e_gradient"),
+            c_gradient_error=accuracy.get("c_gradient"),
             samples=tuple(samples),
         )
 
@@ -240,7 +240,7 @@ class CCEReport:
             f"{row.peak_extra_bytes / _MIB:.0f}",
             self.ratio_text(row.method, "peak_extra_bytes"),
             f"{row.loss:.5f}",
-            f"{max(row.e_gradient_error, row.c_gradient_error):.0e}",
+            "–" if row.e_gradient_error is None else f"{max(row.e_gradient_error, row.c_gradient_error):.0e}",
         )
 
     def ratio_text(self, method: str, what: str) -> str:

@@ -55,7 +55,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "samples": samples,
         "gradient_bytes": gradient_bytes,
-        "accuracy": asdict(check(loss, inputs, min(spec["check_rows"], spec["n"]))),
+        "accuracy": asdict(check(loss, inputs, min(rows, spec["n"]))) if (rows := spec["check_rows"]) else None,
         "scale": inputs.scale,
         "clock": gauge.clock,
         "memory": gauge.memory,

@@ -172,6 +172,7 @@ def test_no_gpu_is_said_before_any_worker_starts():
     ("wrong", "message"),
     [
         ({"n": 0}, "n must be an int >= 1, got 0"),
+        ({"check_rows": -1}, "check_rows must be an int >= 0, got -1"),
         ({"threads": 1.5}, "threads must be an int >= 1, got 1.5"),
         ({"repeats": True}, "repeats must be an int >= 1, got True"),
         ({"dtype": "int8"}, r"dtype must be one of \['float32', .*\], got 'int8'"),
@@ -186,6 +187,13 @@ def test_no_gpu_is_said_before_any_worker_starts():
 def test_bad_arguments(wrong, message):
     with pytest.raises(ValueError, match=message):
         bench.cce(**wrong)
+
+
+def test_errors_can_be_left_out(no_workers):
+    report = bench.cce(**SIZES, methods=["dense"], check_rows=0)
+    assert report.row("dense").loss_error is None
+    assert report.row("dense").cpu_seconds > 0
+    assert len(list(report.table().rows)) == 1
 
 
 def test_a_failing_worker_is_quoted():
