@@ -41,7 +41,7 @@ def list_chapters(as_json: AsJson = False) -> None:
         out().print()
     written = sum(info.written for info in catalog.chapters())
     out().print("  ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items()))
-    out().print(f"{written} of {len(catalog.chapters())} chapters are written; run one with: lossbook run NUMBER")
+    out().print(f"{written} of {len(catalog.chapters())} chapters written; run one with: lossbook run NUMBER")
 
 
 def _cells(info: ChapterInfo, rows: list[ScoreRow]) -> tuple[str, str, str, str, str]:

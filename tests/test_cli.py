@@ -120,7 +120,7 @@ def test_list_shows_written_and_planned_chapters(book):
         ("17.b", "partly"),
     ]
     text = invoke("list").output
-    assert "V. Kernels" in text and "1 of 28 chapters are written" in text and "planned" in text
+    assert "V. Kernels" in text and "1 of 28 chapters written" in text and "planned" in text
     assert "✓ 1  ◐ 1" in text and "42" in text
 
 

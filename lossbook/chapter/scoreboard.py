@@ -50,10 +50,10 @@ class Scoreboard:
 
     def to_markdown(self) -> str:
         """A MyST table with one row per claim and links to the chapters."""
-        head = "| Chapter | Claim | Paper | Criterion | Here | Verdict |\n|---|---|---|---|---|---|\n"
+        head = "| Chapter | Claim | Paper | Criterion: **here** | Verdict |\n|---|---|---|---|---|\n"
         return head + "".join(
             f"| {{doc}}`{row.number:02d} </notebooks/{row.slug}>` | **{row.id}** ({row.kind}) {_cell(row.statement)} "
-            f"| {_cell(row.paper)} | {_lines(row.criterion)} | {_lines(row.measured)} | {row.verdict} |\n"
+            f"| {_cell(row.paper)} | {_side_by_side(row)} | {row.verdict} |\n"
             for row in self.rows
         )
 
@@ -121,8 +121,12 @@ def _in_order(claim: Claim, measured: Mapping[str, float | str]) -> str:
     return measured_text({criterion.name: measured[criterion.name] for criterion in claim.criteria})
 
 
-def _lines(text: str) -> str:
-    return _cell(text).replace("; ", "<br>")
+def _side_by_side(row: ScoreRow) -> str:
+    """One line per criterion with its measured value; a column of each would be too narrow to read."""
+    criteria, values = row.criterion.split("; "), row.measured.split("; ")
+    if len(criteria) != len(values):
+        values = [row.measured] * len(criteria)
+    return "<br>".join(f"{_cell(one)}: **{value.split(' ')[-1]}**" for one, value in zip(criteria, values, strict=True))
 
 
 def _cell(text: str) -> str:

@@ -34,9 +34,7 @@ def totals() -> str:
     """One paragraph: chapters written, claims tested and how many claims got which verdict."""
     counts = scoreboard().totals()
     verdicts = ", ".join(f"**{counts[name]}** {name}" for name in VERDICTS if counts[name])
-    head = (
-        f"**{counts['chapters']}** of {counts['planned']} chapters are written and test **{counts['claims']}** claims"
-    )
+    head = f"**{counts['chapters']}** of {counts['planned']} chapters written, **{counts['claims']}** claims tested"
     return f"{head}: {verdicts}." if verdicts else f"{head}."
 
 

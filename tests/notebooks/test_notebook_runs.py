@@ -15,7 +15,7 @@ from lossbook.chapter.execute import execute
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = [chapter for chapter in catalog.chapters() if chapter.written]
-SMOKE_LIMIT = 30  # CPU seconds: the aim is 15 on an idle core, and a core shared with other tests counts up to twice that
+SMOKE_LIMIT = 30  # CPU seconds: the aim is 15 on an idle core; one shared with other tests takes up to twice that
 PAGES = [ROOT / "README.md", ROOT / "book" / "how-to-use.md"]
 
 
