@@ -24,6 +24,7 @@ from lossbook.chapter.scoreboard import find_card
 
 _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 _MODEL_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+_THREAD_VARIABLES = ("LOSSBOOK_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Progress = Callable[[int, int], None]
 
 
@@ -46,6 +47,7 @@ def execute(
     out: Path,
     on_progress: Progress | None = None,
     static: bool = True,
+    threads: int | None = None,
 ) -> ExecutionResult:
     """Execute a chapter with papermill, in a kernel of the running Python, and keep the result.
 
@@ -58,6 +60,7 @@ def execute(
         out: Folder for the executed notebook; made if missing.
         on_progress: Called with (cells done, cells in all) as the run goes on.
         static: Render explorers for a page without a kernel.
+        threads: Threads the kernel and the processes it starts may use, ``>= 1``; default: their own choice.
 
     Returns:
         The outcome; ``failed`` holds one line when a cell raised.
@@ -74,7 +77,8 @@ def execute(
     target = out / f"{info.slug}-{profile}-seed{seed}.ipynb"
     parameters = {} if (profile, seed) == ("cpu", 0) else {"profile": profile, "seed": seed}
     failed, cpu, start = None, _child_cpu_seconds(), time.perf_counter()
-    with _environment(LOSSBOOK_STATIC="1" if static else "0"), _quiet_papermill():
+    limits = dict.fromkeys(_THREAD_VARIABLES, str(threads)) if threads else {}
+    with _environment(LOSSBOOK_STATIC="1" if static else "0", **limits), _quiet_papermill():
         try:
             papermill.execute_notebook(
                 str(info.notebook),
@@ -107,6 +111,8 @@ def execute(
 def rewrite(info: ChapterInfo, *, on_progress: Progress | None = None) -> ExecutionResult:
     """Execute a chapter with profile ``cpu`` and seed 0 and, if it passes, replace its notebook by the result.
 
+    It runs on one thread: the order in which threads add up would otherwise show in the published digits.
+
     Args:
         info: The chapter.
         on_progress: As for :func:`execute`.
@@ -119,7 +125,7 @@ def rewrite(info: ChapterInfo, *, on_progress: Progress | None = None) -> Execut
         OSError: If the notebook can not be written.
     """
     with tempfile.TemporaryDirectory(prefix="lossbook-") as folder:
-        result = execute(info, out=Path(folder), on_progress=on_progress)
+        result = execute(info, out=Path(folder), on_progress=on_progress, threads=1)
         if result.failed:
             kept = Path(tempfile.mkdtemp(prefix="lossbook-")) / result.path.name
             kept.write_bytes(result.path.read_bytes())
