@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -59,6 +60,8 @@ def tests(arguments: list[str]) -> int:
 def main() -> int:
     """Run the checks named on the command line: ``--lint`` for style alone, else all, with arguments for pytest."""
     os.environ.update(_TEST_ENVIRONMENT)
+    # Whoever starts this in the background makes it deaf to interrupts, and the tests interrupt what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:] == ["--lint"]:
         style()
         return 0
