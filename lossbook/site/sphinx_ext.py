@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -85,6 +87,12 @@ def _locate_widget_fonts(app: Sphinx, page: str, *_: object) -> None:
         app.add_js_file(None, body=f"var require = {json.dumps({'paths': paths})};", priority=100)
 
 
+def _notice_changed_looks(_app: Sphinx, config: Config) -> None:
+    """Build every page anew when styles, scripts or this package change, which Sphinx would not notice."""
+    files = sorted([*(pages.ROOT / "book" / "_static").rglob("*.*"), *Path(__file__).parent.glob("*.py")])
+    config.lossbook_looks = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives, the widget scripts and the numbering with Sphinx.
 
@@ -96,6 +104,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """
     for name, make in _DIRECTIVES.items():
         app.add_directive(name, _directive(make))
+    app.add_config_value("lossbook_looks", "", "env", types=[str])
+    app.connect("config-inited", _notice_changed_looks)
     app.connect("config-inited", _match_widget_script)
     app.connect("html-page-context", _locate_widget_fonts)
     Collector.assign_section_numbers = _assign_section_numbers
