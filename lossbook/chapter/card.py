@@ -61,28 +61,39 @@ def criterion_text(text: str) -> str:
     return text
 
 
+def _named(values: Mapping[str, str]) -> list[str]:
+    """One text per value with its name; a single one goes without."""
+    if len(values) == 1:
+        return list(values.values())
+    return [f"{name.replace('_', ' ')} {value}" for name, value in values.items()]
+
+
+def criteria_lines(criteria: Mapping[str, str]) -> list[str]:
+    """One text per criterion of a claim."""
+    return _named({name: criterion_text(text) for name, text in criteria.items()})
+
+
+def measured_lines(measured: Mapping[str, float | str]) -> list[str]:
+    """One text per measured value of a claim."""
+    return _named({name: number(float(value)) for name, value in measured.items()})
+
+
 def criteria_text(criteria: Mapping[str, str]) -> str:
-    """All criteria of a claim in one line; a single one goes without its name."""
-    if len(criteria) == 1:
-        return criterion_text(next(iter(criteria.values())))
-    return "; ".join(f"{name.replace('_', ' ')} {criterion_text(text)}" for name, text in criteria.items())
+    """All criteria of a claim in one line."""
+    return "; ".join(criteria_lines(criteria))
 
 
 def measured_text(measured: Mapping[str, float | str]) -> str:
-    """All measured values of a claim in one line; a single one goes without its name."""
-    values = {name: number(float(value)) for name, value in measured.items()}
-    if len(values) == 1:
-        return next(iter(values.values()))
-    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+    """All measured values of a claim in one line."""
+    return "; ".join(measured_lines(measured))
 
 
-def _lines(text: str) -> str:
-    return escape(text).replace("; ", "<br>")
+def _criteria_html(criteria: Mapping[str, str]) -> str:
+    return "<br>".join(escape(text) for text in criteria_lines(criteria))
 
 
-def _measured_lines(measured: Mapping[str, float]) -> str:
-    values = measured_text(measured).split("; ") if measured else ["–"]
-    return "<br>".join(f'<span class="measured">{escape(value)}</span>' for value in values)
+def _measured_html(measured: Mapping[str, float]) -> str:
+    return "<br>".join(f'<span class="measured">{escape(text)}</span>' for text in measured_lines(measured) or ["–"])
 
 
 def verdict_html(verdict: str) -> str:
@@ -112,13 +123,13 @@ def plan(claims: Iterable[Claim]) -> dict[str, str]:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim", "Paper", "Criterion"))
     rows, plain = [], []
     for claim in claims:
-        criteria = criteria_text({criterion.name: criterion.text for criterion in claim.criteria})
+        criteria = {criterion.name: criterion.text for criterion in claim.criteria}
         rows.append(
             f'<tr><th scope="row">{claim.id}<br><span class="statement">{escape(claim.statement)}</span></th>'
             f'<td>{escape(claim.paper)}<br><span class="where">{escape(claim.where)}</span></td>'
-            f"<td>{_lines(criteria)}</td></tr>"
+            f"<td>{_criteria_html(criteria)}</td></tr>"
         )
-        plain.append(f"{claim.id} {claim.statement} [{criteria}]")
+        plain.append(f"{claim.id} {claim.statement} [{criteria_text(criteria)}]")
     html = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return {"text/html": f'<div class="lossbook-card">{html}</div>', "text/plain": "\n".join(plain)}
 
@@ -147,8 +158,8 @@ def card(outcomes: list[Outcome], *, title: str, profile: str) -> dict[str, str]
         rows.append(
             f'<tr><th scope="row">{claim.id}{central}<br><span class="statement">{escape(claim.statement)}</span></th>'
             f'<td>{escape(claim.paper)}<br><span class="where">{escape(claim.where)}</span></td>'
-            f"<td>{_lines(criteria_text(record['criteria']))}{unit}</td>"
-            f"<td>{_measured_lines(outcome.measured)}</td>"
+            f"<td>{_criteria_html(record['criteria'])}{unit}</td>"
+            f"<td>{_measured_html(outcome.measured)}</td>"
             f"<td>{verdict_html(outcome.verdict)}{note}</td></tr>"
         )
     html = (

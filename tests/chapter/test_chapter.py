@@ -147,3 +147,16 @@ def test_source_is_shown_without_its_docstring():
     assert "inspect.getsource" in text
     with pytest.raises(TypeError, match="function must be written in Python"):
         source_of(len)
+
+
+@pytest.mark.parametrize("show", ["card", "plan"])
+def test_relations_survive_in_html(shown, show):
+    """One criterion per line, and no line break inside an escaped relation."""
+    book = chapter()
+    book.claim("17.a", 0.0)
+    book.claim("17.b", low=0.7, high=1)
+    book.claim("17.c", -1.0)
+    book.card() if show == "card" else book.show_claims()
+    html = shown[-1][0]["text/html"]
+    assert "low ≥ 0.5<br>high &lt; 2" in html
+    assert "&gt; 0" in html
