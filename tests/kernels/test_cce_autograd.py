@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lossbook.kernels import cut_cross_entropy, indexed_dot, linear_logsumexp
 from lossbook.kernels.cross_entropy import library, logsumexp
+from lossbook.kernels.cross_entropy.engines import TorchEngine
+from lossbook.kernels.cross_entropy.problem import Problem
 
 REDUCTIONS = ["mean", "none"]  # gradients in the forward pass, and two passes
 
@@ -38,7 +40,7 @@ def test_no_gradient_needed_computes_none(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("gradients were computed although none is needed")
 
-    monkeypatch.setattr(library, "loss_and_gradients", fail)
+    monkeypatch.setattr(TorchEngine, "loss_and_gradients", fail)
     e, c, _, target = make()
     with torch.no_grad():
         loss = cut_cross_entropy(e, c, target)
@@ -70,14 +72,14 @@ def test_accumulating_backward_passes():
 
 def test_gradients_from_the_forward_are_handed_over_without_a_copy(monkeypatch):
     addresses = []
-    compute = library.loss_and_gradients
+    compute = TorchEngine.loss_and_gradients
 
     def spy(*args, **kwargs):
         loss, computed = compute(*args, **kwargs)
         addresses.append(computed.c.data_ptr())
         return loss, computed
 
-    monkeypatch.setattr(library, "loss_and_gradients", spy)
+    monkeypatch.setattr(TorchEngine, "loss_and_gradients", spy)
     e, c, _, target = make()
     (cut_cross_entropy(e, c, target) / 4).backward()
     assert [c.grad.data_ptr()] == addresses
@@ -215,9 +217,8 @@ def test_fake_tensors():
 
 
 def _problem(e, c, b, target, **changes):
-    fields = {"valid": None, "class_weight": None, "softcap": None, "eps_e": None, "eps_c": None}
-    fields |= changes
-    return (e, c, b, target, *fields.values(), torch.float32, 1 << 20)
+    plain = Problem(e, c, b, target, None, None, None, None, None, torch.float32, 1 << 20, 1.0, False, False, "torch")
+    return plain._replace(**changes)
 
 
 @pytest.mark.parametrize("case", ["plain", "everything", "lse"])
@@ -226,7 +227,18 @@ def test_opcheck_statistics(case):
     arguments = {
         "plain": _problem(e, c, b, target, valid=target >= 0),
         "everything": _problem(
-            e, c.detach(), b, target, valid=target >= 0, class_weight=torch.ones(37), softcap=3.0, eps_e=0.1, eps_c=0.2
+            e,
+            c.detach(),
+            b,
+            target,
+            valid=target >= 0,
+            class_weight=torch.ones(37),
+            softcap=3.0,
+            eps_e=0.1,
+            eps_c=0.2,
+            scale=1.5,
+            want_mean=True,
+            want_argmax=True,
         ),
         "lse": _problem(e, c, None, None),
     }[case]

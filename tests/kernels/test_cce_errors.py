@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 
 from lossbook.kernels import (
@@ -15,6 +16,7 @@ from lossbook.kernels import (
     indexed_dot,
     linear_logsumexp,
 )
+from lossbook.kernels.cross_entropy import arguments
 
 E, C, TARGET, BIAS = torch.zeros(2, 4, 3), torch.zeros(7, 3), torch.zeros(2, 4, dtype=torch.int64), torch.zeros(7)
 
@@ -100,10 +102,39 @@ def test_type_errors(arguments, message):
         call(**arguments)
 
 
-def test_triton_says_what_is_missing_and_what_works():
-    with pytest.raises(ImplementationUnavailableError, match=r"no Triton kernels .* use impl='torch'") as caught:
-        call(impl="triton")
+@pytest.mark.parametrize(
+    ("interpret", "changes", "reason"),
+    [
+        ("0", {}, r"e must be on a GPU, or on the CPU with TRITON_INTERPRET=1 set .*, got cpu"),
+        ("1", {"e": E.double(), "c": C.double()}, r"e must have dtype torch.float16, .*, got torch.float64"),
+        ("1", {"accum_dtype": torch.float64}, r"accum_dtype must be torch.float32, got torch.float64"),
+    ],
+)
+def test_triton_says_why_it_cannot_run_and_what_can(interpret, changes, reason, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr(arguments, "_TRITON_IS_INSTALLED", True)
+    with pytest.raises(ImplementationUnavailableError, match=f"{reason}; use impl='torch'") as caught:
+        call(impl="triton", **changes)
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, RuntimeError)
+    assert call(impl="auto", **changes).isfinite()
+
+
+def test_triton_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(arguments, "_TRITON_IS_INSTALLED", False)
+    with pytest.raises(ImplementationUnavailableError, match="triton is not installed; use impl='torch'"):
+        call(impl="triton")
+    assert arguments.resolve_impl("auto", E, torch.float32) == "torch"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_auto_takes_triton_on_a_gpu_where_it_can(dtype, monkeypatch):
+    monkeypatch.setattr(arguments, "_TRITON_IS_INSTALLED", True)
+    with FakeTensorMode():
+        e = torch.empty(2, 3, dtype=dtype, device="cuda")
+        got = arguments.resolve_impl("auto", e, torch.promote_types(dtype, torch.float32))
+        assert got == ("torch" if dtype == torch.float64 else "triton")
+        assert arguments.resolve_impl("auto", e, torch.float64) == "torch"
+    assert arguments.resolve_impl("auto", E.to(dtype), torch.float32) == "torch"
 
 
 def test_shift_on_an_empty_sequence():
@@ -153,8 +184,6 @@ def test_module_rejects_options_when_it_is_made():
         LinearCrossEntropy(3, 0)
     with pytest.raises(TypeError, match="in_features must be an int, got float"):
         LinearCrossEntropy(3.0, 7)
-    with pytest.raises(ValueError, match="no Triton kernels"):
-        LinearCrossEntropy(3, 7, impl="triton")
     with pytest.raises(ValueError, match="filter_eps must be > 0"):
         LinearCrossEntropy(3, 7, filter_eps=-1.0)
 

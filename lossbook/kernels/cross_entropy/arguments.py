@@ -1,5 +1,8 @@
 """Checks and preparation of the arguments that the public functions share."""
 
+import importlib.util
+import os
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,10 @@ from lossbook._validation import (
 IMPLEMENTATIONS = ("auto", "torch", "triton", "dense")
 REDUCTIONS = ("mean", "sum", "none")
 ACCUM_DTYPES = (torch.float32, torch.float64)
+
+# Found without importing it, and once: the compiler cannot trace the search.
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # Thresholds of the gradients of (e, c): "auto" errs about as much as one rounding to bfloat16, "fast" about 3x that.
 FILTER_PRESETS = {"auto": (2.0**-18, 2.0**-15), "fast": (2.0**-16, 2.0**-14)}
@@ -48,11 +55,6 @@ def check_options(
     """Check every option that needs no tensor."""
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("impl", impl, IMPLEMENTATIONS)
-    if impl == "triton":
-        raise ImplementationUnavailableError(
-            "impl='triton' cannot run: this version of lossbook has no Triton kernels for cut_cross_entropy; "
-            "use impl='torch' (chunked, any device) or impl='dense' (reference)"
-        )
     check_choice("accum_dtype", accum_dtype, ACCUM_DTYPES)
     check_integer("ignore_index", ignore_index)
     check_softcap(softcap)
@@ -61,6 +63,43 @@ def check_options(
     check_integer("shift", shift)
     check_non_negative("shift", shift)
     check_chunk_bytes(chunk_bytes)
+
+
+def resolve_impl(impl: str, e: Tensor, work: torch.dtype) -> str:
+    """The implementation to run for operands like ``e`` and the working dtype: ``impl`` itself unless it is ``"auto"``.
+
+    Raises:
+        ImplementationUnavailableError: If ``impl="triton"`` cannot run here.
+    """
+    if impl not in ("auto", "triton"):
+        return impl
+    obstacle = _triton_obstacle(e, work)
+    if impl == "auto":
+        return "torch" if obstacle or not _on_gpu(e) else "triton"
+    if obstacle:
+        raise ImplementationUnavailableError(
+            f"impl='triton' cannot run: {obstacle}; use impl='torch' (chunks, any device and dtype), or impl='auto' "
+            "to have it chosen where Triton cannot run"
+        )
+    return impl
+
+
+def _triton_obstacle(e: Tensor, work: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run; None if they can."""
+    if not _TRITON_IS_INSTALLED:
+        return "triton is not installed"
+    if not (_on_gpu(e) or (e.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")):
+        return f"e must be on a GPU, or on the CPU with TRITON_INTERPRET=1 set (Triton's interpreter), got {e.device}"
+    if e.dtype not in _TRITON_DTYPES:
+        return f"e must have dtype torch.float16, torch.bfloat16 or torch.float32, got {e.dtype}"
+    if work != torch.float32:
+        return f"accum_dtype must be torch.float32, got {work}"
+    return None
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    # ROCm devices carry this name too.
+    return tensor.device.type == "cuda"
 
 
 def check_softcap(softcap: float | None) -> None:

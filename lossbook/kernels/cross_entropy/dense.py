@@ -15,23 +15,37 @@ def dense_statistics(problem: Problem) -> Statistics:
     e = problem.e if problem.valid is None else problem.e.masked_fill(~problem.valid[:, None], 0)
     e, c = e.to(problem.work), problem.c.to(problem.work)
     bias = None if problem.bias is None else problem.bias.to(problem.work)
-    z = _cap(_linear(e, c, bias), problem.softcap)
+    z = _cap(_linear(e, c, bias), problem)
     class_weight = None if problem.class_weight is None else problem.class_weight.to(problem.work)
     # Label smoothing is taken from the unfiltered logits.
     logit_sum = None if class_weight is None else z @ class_weight
     if problem.eps_e is not None or problem.eps_c is not None:
         kept_e, kept_c = (_kept(problem, z.detach(), eps) for eps in (problem.eps_e, problem.eps_c))
-        z = _cap(_FilteredLinear.apply(e, c, bias, kept_e, kept_c), problem.softcap)
+        z = _cap(_FilteredLinear.apply(e, c, bias, kept_e, kept_c), problem)
+    lse = z.logsumexp(1)
     target_logit = None if problem.target is None else z.gather(1, _column(problem)[:, None])[:, 0]
-    return Statistics(*(_mask(value, problem.valid) for value in (z.logsumexp(1), target_logit, logit_sum)))
+    mean_logit = _mean_logit(z, lse) if problem.want_mean else None
+    argmax = z.argmax(1) if problem.want_argmax else None
+    statistics = (lse, target_logit, logit_sum, mean_logit, argmax)
+    return Statistics(*(_mask(value, problem.valid) for value in statistics), None)
 
 
 def _linear(e: Tensor, c: Tensor, bias: Tensor | None) -> Tensor:
     return e @ c.T if bias is None else torch.addmm(bias, e, c.T)
 
 
-def _cap(z: Tensor, softcap: float | None) -> Tensor:
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
+def _cap(z: Tensor, problem: Problem) -> Tensor:
+    """Cap and scale the logits."""
+    if problem.softcap is not None:
+        return problem.softcap * problem.scale * torch.tanh(z / problem.softcap)
+    return z if problem.scale == 1 else z * problem.scale
+
+
+def _mean_logit(z: Tensor, lse: Tensor) -> Tensor:
+    log_p = z - lse[:, None]
+    p = log_p.exp()
+    # A masked word has p = 0 and log p = -inf.
+    return lse + (p * log_p.masked_fill(p == 0, 0)).sum(1)
 
 
 def _column(problem: Problem) -> Tensor:

@@ -37,10 +37,13 @@ class Factors(NamedTuple):
         """The factors of some rows."""
         return Factors(*(take(value, rows) for value in self))
 
+    def times(self, scale: Tensor | float) -> "Factors":
+        """All factors multiplied by a scalar."""
+        return Factors(*(None if value is None else value * scale for value in self))
+
     def over(self, denominator: Tensor) -> "Factors":
         """All factors divided by a scalar; zero where that is zero."""
-        scale = torch.where(denominator == 0, 0, 1 / denominator)
-        return Factors(*(None if value is None else value * scale for value in self))
+        return self.times(torch.where(denominator == 0, 0, 1 / denominator))
 
     def loss(
         self, lse: Tensor, target_logit: Tensor, logit_sum: Tensor | None, total_weight: Tensor | float | None

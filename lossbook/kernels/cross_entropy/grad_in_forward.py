@@ -48,7 +48,7 @@ def loss_and_gradients(
         span = slice(top, bottom)
         e_chunk = e[span] if rows is None else e.index_select(0, rows[span])
         d_e = None if not need_e else gradients.e[span] if rows is None else torch.zeros_like(e_chunk)
-        z = logits_into(buffer, e_chunk, c, bias)
+        z = logits_into(buffer, e_chunk, c, bias, problem.linear_scale)
         chunk_factors = factors.take(span)
         logit_sum = None
         if smoothing is not None:
@@ -75,18 +75,19 @@ def _losses_and_gradient_(
     """
     capped_weight = problem.capped_weight(0, problem.size)
     total_weight = None if problem.class_weight is None else problem.class_weight.sum()
-    target_logit = softcap_(pick(z, target), problem.softcap)
+    target_logit = softcap_(pick(z, target), problem.softcap, problem.scale)
     column_maximum = ColumnMaximum(z) if filtered else None
     losses = z.new_empty(len(z))
     for strip in strips(z, within_filter_rows=filtered):
         own = factors.take(strip)
-        part = softcap_(z[strip], problem.softcap)
-        slope = softcap_slope(part, problem.softcap)
+        part = softcap_(z[strip], problem.softcap, problem.scale)
+        slope = softcap_slope(part, problem.softcap, problem.scale)
         part_sum = take(logit_sum, strip) if capped_weight is None else part @ capped_weight
         lse = softmax_and_lse_(part)
         losses[strip] = own.loss(lse, target_logit[strip], part_sum, total_weight)
         if filtered:
             column_maximum.include(strip, part)
+        own = own.times(problem.scale)
         d_sum = None if own.smoothing is None else -own.smoothing
         softmax_to_gradient_(part, slope, own.d_lse(lse, total_weight), target[strip], -own.nll, capped_weight, d_sum)
     if filtered:
@@ -106,9 +107,9 @@ class _LinearSmoothing:
         return None if weight is None else _LinearSmoothing(problem, weight)
 
     def __init__(self, problem: Problem, weight: Tensor) -> None:
-        self.weight = weight
-        self.row = weight @ problem.c
-        self.offset = 0.0 if problem.bias is None else weight @ problem.bias
+        self.weight = weight * problem.scale
+        self.row = self.weight @ problem.c
+        self.offset = 0.0 if problem.bias is None else self.weight @ problem.bias
         self.weighted_e = torch.zeros_like(self.row)
         self.total = weight.new_zeros(())
 

@@ -1,19 +1,19 @@
-"""Registration of the chunked schedules as ``torch.library`` operators.
+"""Registration of the engines' schedules as ``torch.library`` operators.
 
 A registered operator is opaque to ``torch.compile``, which keeps it in one graph; its shape function and its
 derivative are declared here.  First derivatives only: differentiating a gradient raises.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lossbook.kernels.cross_entropy.engines import engine
 from lossbook.kernels.cross_entropy.factors import Factors
-from lossbook.kernels.cross_entropy.grad_in_forward import loss_and_gradients
-from lossbook.kernels.cross_entropy.problem import Problem
+from lossbook.kernels.cross_entropy.problem import Problem, Saved, Statistics
 from lossbook.kernels.cross_entropy.registration import Operator, once, raise_second_derivative, wanted
-from lossbook.kernels.cross_entropy.two_pass import backward_statistics, forward_statistics
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,6 +29,10 @@ def work_dtype(dtype: torch.dtype, accum_dtype: torch.dtype) -> torch.dtype:
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which autocast leaves the products alone: the operands have their final dtype already."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+# The tensors among the fields of a problem come first.
+_TENSORS = Problem._fields.index("softcap")
 
 
 def _present(value: Tensor | None, like: Tensor) -> Tensor:
@@ -49,22 +53,48 @@ def linear_statistics(
     eps_c: float | None,
     work: torch.dtype,
     chunk_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp, target logit and class-weighted logit sum of every row, in the working dtype.
-
-    The last two are empty if not asked for.
-    """
-    problem = Problem(e, c, bias, target, valid, class_weight, softcap, eps_e, eps_c, work, chunk_bytes)
+    scale: float,
+    want_mean: bool,
+    want_argmax: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The six :class:`Statistics`, empty where absent; the first four in the working dtype."""
+    problem = Problem(
+        e,
+        c,
+        bias,
+        target,
+        valid,
+        class_weight,
+        softcap,
+        eps_e,
+        eps_c,
+        work,
+        chunk_bytes,
+        scale,
+        want_mean,
+        want_argmax,
+        impl,
+    )
     with no_autocast(e):
-        statistics = forward_statistics(problem)
-    return tuple(_present(value, e).to(work) for value in statistics)
+        *logits, argmax, column_map = engine(impl).forward_statistics(problem)
+    return (
+        *(_present(value, e).to(work) for value in logits),
+        _present(argmax, e).to(torch.int64),
+        _present(column_map, e),
+    )
 
 
 @linear_statistics.register_fake
-def _(e, c, bias, target, valid, class_weight, softcap, eps_e, eps_c, work, chunk_bytes):
-    rows, none = e.shape[0], 0
-    sizes = (rows, none if target is None else rows, none if class_weight is None else rows)
-    return tuple(e.new_empty(size, dtype=work) for size in sizes)
+def _(*arguments):
+    problem = Problem(*arguments)
+    e, rows = problem.e, problem.e.shape[0]
+    asked = (True, problem.target is not None, problem.class_weight is not None, problem.want_mean)
+    return (
+        *(e.new_empty(rows if wanted else 0, dtype=problem.work) for wanted in asked),
+        e.new_empty(rows if problem.want_argmax else 0, dtype=torch.int64),
+        _present(engine(problem.impl).empty_column_map(problem), e),
+    )
 
 
 @Operator
@@ -80,19 +110,50 @@ def linear_statistics_backward(
     eps_c: float | None,
     work: torch.dtype,
     chunk_bytes: int,
+    scale: float,
+    want_mean: bool,
+    want_argmax: bool,
+    impl: str,
     lse: Tensor,
+    mean_logit: Tensor | None,
+    column_map: Tensor | None,
     d_lse: Tensor | None,
     d_target: Tensor | None,
     d_logit_sum: Tensor | None,
+    d_mean: Tensor | None,
     need_e: bool,
     need_c: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by ``e``, ``c`` and ``bias``; empty where not needed."""
-    problem = Problem(e, c, bias, target, valid, class_weight, softcap, eps_e, eps_c, work, chunk_bytes)
+    problem = Problem(
+        e,
+        c,
+        bias,
+        target,
+        valid,
+        class_weight,
+        softcap,
+        eps_e,
+        eps_c,
+        work,
+        chunk_bytes,
+        scale,
+        want_mean,
+        want_argmax,
+        impl,
+    )
     with no_autocast(e):
-        gradients = backward_statistics(
-            problem, lse, d_lse, d_target, d_logit_sum, need_e=need_e, need_c=need_c, need_bias=need_bias
+        gradients = engine(impl).backward_statistics(
+            problem,
+            Saved(lse, mean_logit, column_map),
+            d_lse,
+            d_target,
+            d_logit_sum,
+            d_mean,
+            need_e=need_e,
+            need_c=need_c,
+            need_bias=need_bias,
         )
     return tuple(_present(value, e).to(e.dtype) for value in gradients)
 
@@ -105,26 +166,52 @@ def _(e, c, bias, target, valid, class_weight, *options):
 linear_statistics_backward.register_autograd(raise_second_derivative)
 
 
-def _save_statistics(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    e, c, bias, target, valid, class_weight, *ctx.options = inputs
-    ctx.save_for_backward(e, c, bias, target, valid, class_weight, output[0])
-    ctx.set_materialize_grads(False)
-
-
-def _statistics_backward(ctx: Any, d_lse: Tensor | None, d_target: Tensor | None, d_logit_sum: Tensor | None) -> tuple:
-    *operands, lse = ctx.saved_tensors
-    target, class_weight = operands[3], operands[5]
-    needs = ctx.needs_input_grad[:3]
-    gradients = linear_statistics_backward(
-        *operands,
-        *ctx.options,
+def asked_for(problem: Problem, statistics: Sequence[Tensor]) -> Statistics:
+    """The results of :func:`linear_statistics`, None where absent."""
+    lse, target_logit, logit_sum, mean_logit, argmax, column_map = statistics
+    return Statistics(
         lse,
+        None if problem.target is None else target_logit,
+        None if problem.class_weight is None else logit_sum,
+        mean_logit if problem.want_mean else None,
+        argmax if problem.want_argmax else None,
+        column_map if column_map.numel() else None,
+    )
+
+
+def _save_statistics(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    problem, (lse, *_, mean_logit, argmax, column_map) = Problem(*inputs), output
+    ctx.mark_non_differentiable(argmax, column_map)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*problem[:_TENSORS], lse, mean_logit, column_map)
+    ctx.options = problem[_TENSORS:]
+
+
+def _statistics_backward(
+    ctx: Any,
+    d_lse: Tensor | None,
+    d_target: Tensor | None,
+    d_logit_sum: Tensor | None,
+    d_mean: Tensor | None,
+    *unused: None,
+) -> tuple:
+    # Saved tensors may be unpacked once only: checkpointing computes them again when they are.
+    *operands, lse, mean_logit, column_map = ctx.saved_tensors
+    problem = Problem(*operands, *ctx.options)
+    needs = ctx.needs_input_grad[:3]
+    # Absent results are empty, and so would be their gradients.
+    gradients = linear_statistics_backward(
+        *problem,
+        lse,
+        mean_logit if problem.want_mean else None,
+        column_map if column_map.numel() else None,
         d_lse,
-        None if target is None else d_target,
-        None if class_weight is None else d_logit_sum,
+        None if problem.target is None else d_target,
+        None if problem.class_weight is None else d_logit_sum,
+        d_mean if problem.want_mean else None,
         *needs,
     )
-    return (*wanted(gradients, needs), *[None] * (3 + len(ctx.options)))
+    return (*wanted(gradients, needs), *[None] * (len(problem) - len(needs)))
 
 
 linear_statistics.register_autograd(_statistics_backward, setup_context=_save_statistics)
@@ -143,6 +230,10 @@ def linear_loss_and_gradients(
     eps_c: float | None,
     work: torch.dtype,
     chunk_bytes: int,
+    scale: float,
+    want_mean: bool,
+    want_argmax: bool,
+    impl: str,
     nll_factor: Tensor,
     smoothing_factor: Tensor | None,
     z_factor: Tensor | None,
@@ -151,16 +242,35 @@ def linear_loss_and_gradients(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The summed loss of ``Factors`` and, computed at once, its gradients by ``e``, ``c`` and ``bias``."""
-    problem = Problem(e, c, bias, target, valid, class_weight, softcap, eps_e, eps_c, work, chunk_bytes)
+    problem = Problem(
+        e,
+        c,
+        bias,
+        target,
+        valid,
+        class_weight,
+        softcap,
+        eps_e,
+        eps_c,
+        work,
+        chunk_bytes,
+        scale,
+        want_mean,
+        want_argmax,
+        impl,
+    )
     factors = Factors(nll_factor, smoothing_factor, z_factor)
     with no_autocast(e):
-        loss, gradients = loss_and_gradients(problem, factors, need_e=need_e, need_c=need_c, need_bias=need_bias)
+        loss, gradients = engine(impl).loss_and_gradients(
+            problem, factors, need_e=need_e, need_c=need_c, need_bias=need_bias
+        )
     return (loss, *(_present(value, e) for value in gradients))
 
 
 @linear_loss_and_gradients.register_fake
-def _(e, c, bias, *options):
-    return (e.new_empty(()), *_fake_gradients(e, c, bias, options[-3:]))
+def _(*arguments):
+    e, c, bias, *_ = problem = Problem(*arguments[: len(Problem._fields)])
+    return (e.new_empty((), dtype=problem.work), *_fake_gradients(e, c, bias, arguments[-3:]))
 
 
 def _save_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:

@@ -12,6 +12,7 @@ from lossbook.kernels.cross_entropy.arguments import (
     check_head,
     check_softcap,
     check_target,
+    resolve_impl,
 )
 from lossbook.kernels.cross_entropy.library import linear_statistics, result_dtype
 from lossbook.kernels.cross_entropy.problem import Problem
@@ -62,7 +63,8 @@ def linear_logsumexp(e: Tensor, c: Tensor, bias: Tensor | None = None, *, softca
     shape = e.shape[:-1]
     e, c, bias = autocast_operands(e, c, bias)
     e, work = e.reshape(-1, e.shape[-1]), result_dtype(e.dtype)
-    problem = Problem(e, c, bias, None, None, None, softcap, None, None, work, _CHUNK_BYTES)
+    impl = resolve_impl("auto", e, work)
+    problem = Problem(e, c, bias, None, None, None, softcap, None, None, work, _CHUNK_BYTES, 1.0, False, False, impl)
     return linear_statistics(*problem)[0].reshape(shape)
 
 
@@ -104,9 +106,14 @@ def indexed_dot(e: Tensor, c: Tensor, index: Tensor) -> Tensor:
 
 @Operator
 def _indexed_dot(e: Tensor, c: Tensor, index: Tensor) -> Tensor:
-    out = e.new_empty(len(e), dtype=result_dtype(e.dtype))
+    return gathered_dot(e, c, index, result_dtype(e.dtype))
+
+
+def gathered_dot(e: Tensor, c: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """``e[i] @ c[index[i]]`` for every row, computed in ``dtype``."""
+    out = e.new_empty(len(e), dtype=dtype)
     for start, stop in _gather_spans(e):
-        rows = c.index_select(0, index[start:stop]).to(out.dtype)
+        rows = c.index_select(0, index[start:stop]).to(dtype)
         torch.sum(rows.mul_(e[start:stop]), 1, out=out[start:stop])
     return out
 

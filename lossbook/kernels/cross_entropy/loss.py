@@ -1,11 +1,15 @@
 """From checked arguments to the loss: prepare the rows, choose a schedule, reduce."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from lossbook.kernels.cross_entropy.dense import dense_statistics
+from lossbook.kernels.cross_entropy.engines import engine
 from lossbook.kernels.cross_entropy.factors import Factors
 from lossbook.kernels.cross_entropy.library import (
+    asked_for,
     linear_loss_and_gradients,
     linear_statistics,
     no_autocast,
@@ -13,7 +17,15 @@ from lossbook.kernels.cross_entropy.library import (
 )
 from lossbook.kernels.cross_entropy.parallel import VocabParallel, parallel_statistics
 from lossbook.kernels.cross_entropy.problem import Problem, Statistics
-from lossbook.kernels.cross_entropy.tiles import fits_row_chunk
+
+
+class Outputs(NamedTuple):
+    """The loss, and what else of each row was asked for; None where it was not."""
+
+    loss: Tensor
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    argmax: Tensor | None = None
 
 
 def linear_loss(
@@ -24,20 +36,19 @@ def linear_loss(
     label_smoothing: float,
     z_loss: float,
     reduction: str,
-    impl: str,
     want_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Loss of flat rows, and their log-sum-exp if wanted.
+) -> Outputs:
+    """Loss of flat rows; their log-sum-exp if wanted, their entropy and argmax if the problem asks for them.
 
     Args:
         problem: Operands; ``target`` counts over the whole vocabulary, ``valid`` is set, ``class_weight`` is not.
+            Here ``impl`` may be ``"dense"`` too.
         weight: Class weights over the whole vocabulary, or None.
         shard: This process's part of the vocabulary, or None for all of it.
         label_smoothing: Smoothing mass.
         z_loss: Factor of the squared log-sum-exp.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        impl: ``"torch"`` or ``"dense"``.
-        want_lse: Whether the second result is asked for.
+        want_lse: Whether the log-sum-exp is asked for.
     """
     size = problem.size if shard is None else shard.vocab_size()
     token_weight = _token_weight(problem, weight, size)
@@ -52,16 +63,22 @@ def linear_loss(
         if problem.softcap is not None:
             # Every entry then carries smoothing mass, which no threshold may drop.
             problem = problem._replace(eps_e=None, eps_c=None)
-    if shard is None and impl == "torch" and not want_lse and reduction != "none" and _gradients_pay(problem):
-        return _loss_with_gradients(problem, factors, count if reduction == "mean" else None), None
-    statistics = _statistics(problem, shard, impl)
-    loss = factors.loss(*statistics, total_weight)
+    only_loss = not (want_lse or problem.want_mean or problem.want_argmax)
+    if shard is None and only_loss and reduction != "none" and _gradients_pay(problem):
+        return Outputs(_loss_with_gradients(problem, factors, count if reduction == "mean" else None))
+    statistics = _statistics(problem, shard)
+    loss = factors.loss(statistics.lse, statistics.target_logit, statistics.logit_sum, total_weight)
     if reduction != "none":
         loss = loss.sum()
     if reduction == "mean":
         loss = loss / count
     dtype = result_dtype(problem.e.dtype)
-    return loss.to(dtype), statistics.lse.to(dtype)
+    return Outputs(
+        loss.to(dtype),
+        statistics.lse.to(dtype) if want_lse else None,
+        (statistics.lse - statistics.mean_logit).to(dtype) if problem.want_mean else None,
+        statistics.argmax.where(problem.valid, -1) if problem.want_argmax else None,
+    )
 
 
 def _token_weight(problem: Problem, weight: Tensor | None, size: int) -> Tensor:
@@ -79,14 +96,8 @@ def _needs(problem: Problem) -> tuple[bool, bool, bool]:
 
 
 def _gradients_pay(problem: Problem) -> bool:
-    """Whether to compute gradients in the forward pass, for a loss that allows it.
-
-    Not for operands below the working dtype: the gradient of ``c`` would need an accumulator of the classifier's
-    size, where two passes need one of a chunk's.
-    """
-    rows, itemsize = problem.e.shape[0], problem.work.itemsize
-    fits = fits_row_chunk(rows, problem.size, itemsize, problem.chunk_bytes)
-    return any(_needs(problem)) and problem.e.dtype == problem.work and fits
+    """Whether to compute gradients in the forward pass, for a loss that allows it."""
+    return problem.impl != "dense" and any(_needs(problem)) and engine(problem.impl).gradients_pay(problem)
 
 
 def _loss_with_gradients(problem: Problem, factors: Factors, count: Tensor | None) -> Tensor:
@@ -98,11 +109,10 @@ def _loss_with_gradients(problem: Problem, factors: Factors, count: Tensor | Non
     return loss.where(count != 0, torch.nan)
 
 
-def _statistics(problem: Problem, shard: VocabParallel | None, impl: str) -> Statistics:
+def _statistics(problem: Problem, shard: VocabParallel | None) -> Statistics:
     if shard is not None:
         return parallel_statistics(problem, shard)
-    if impl == "dense":
+    if problem.impl == "dense":
         with no_autocast(problem.e):
             return dense_statistics(problem)
-    lse, target_logit, logit_sum = linear_statistics(*problem)
-    return Statistics(lse, target_logit, None if problem.class_weight is None else logit_sum)
+    return asked_for(problem, linear_statistics(*problem))

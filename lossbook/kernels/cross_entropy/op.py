@@ -11,6 +11,7 @@ from lossbook.kernels.cross_entropy.arguments import (
     check_options,
     check_target,
     filter_thresholds,
+    resolve_impl,
     shift_pairs,
 )
 from lossbook.kernels.cross_entropy.library import work_dtype
@@ -165,7 +166,7 @@ def cut_cross_entropy(
 
     e, target = shift_pairs(e, target, shift)
     e, c, bias = autocast_operands(e, c, bias)
-    flat = target.reshape(-1)
+    flat, work = target.reshape(-1), work_dtype(e.dtype, accum_dtype)
     problem = Problem(
         e.reshape(-1, e.shape[-1]),
         c,
@@ -176,19 +177,23 @@ def cut_cross_entropy(
         softcap,
         eps_e,
         eps_c,
-        work_dtype(e.dtype, accum_dtype),
+        work,
         chunk_bytes,
+        1.0,
+        False,
+        False,
+        resolve_impl(impl, e, work),
     )
-    loss, lse = linear_loss(
+    outputs = linear_loss(
         problem,
         weight,
         vocab_parallel,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         reduction=reduction,
-        impl="dense" if impl == "dense" else "torch",
         want_lse=return_lse,
     )
+    loss, *extras = (value for value in outputs if value is not None)
     if reduction == "none":
         loss = loss.reshape(target.shape)
-    return (loss, lse.reshape(target.shape)) if return_lse else loss
+    return (loss, *(value.reshape(target.shape) for value in extras)) if extras else loss

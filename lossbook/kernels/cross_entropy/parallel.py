@@ -8,10 +8,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lossbook._validation import check_integer, check_positive
+from lossbook.kernels.cross_entropy.engines import engine
 from lossbook.kernels.cross_entropy.library import no_autocast
-from lossbook.kernels.cross_entropy.problem import Problem, Statistics
+from lossbook.kernels.cross_entropy.logsumexp import gathered_dot
+from lossbook.kernels.cross_entropy.problem import Problem, Saved, Statistics, take
 from lossbook.kernels.cross_entropy.registration import once
-from lossbook.kernels.cross_entropy.two_pass import backward_statistics, forward_statistics
+from lossbook.kernels.cross_entropy.tiles import softcap_
 
 
 @dataclass
@@ -25,14 +27,17 @@ class VocabParallel:
 
     .. math:: \mathrm{lse}_i = M_i + \log \sum_r e^{\mathrm{lse}^{(r)}_i - M_i} .
 
-    Forward, that is one maximum and one sum over the processes, of ``N`` and at most ``3 N`` numbers.  Backward, one
-    sum of the gradient of ``e``, ``N * D`` numbers in the accumulation dtype.
+    Forward, that is one maximum and one sum over the processes, of ``N`` and at most ``4 N`` numbers; the argmax adds
+    ``N`` numbers to the maximum, and one minimum of ``N``.  Backward, one sum of the gradient of ``e``, ``N * D``
+    numbers in the accumulation dtype.
 
     Args:
         start: First row held here.
         stop: One past the last row held here.
         group: Process group; None for the default group. Without an initialised ``torch.distributed`` this process
             is taken to be alone, and must hold every row.
+        reduce_e_grad: Whether to sum the gradient of ``e`` over the processes. Default True; with False each process
+            keeps its partial sum, for a framework that adds them up itself, as with sequence parallelism.
 
     Returns:
         A value for the argument ``vocab_parallel`` of :func:`cut_cross_entropy`.
@@ -58,6 +63,7 @@ class VocabParallel:
     start: int
     stop: int
     group: dist.ProcessGroup | None = None
+    reduce_e_grad: bool = True
     _vocab_size: int | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,12 +73,15 @@ class VocabParallel:
             raise ValueError(f"start and stop must satisfy 0 <= start < stop, got {self.start} and {self.stop}")
 
     @classmethod
-    def from_vocab(cls, vocab_size: int, group: dist.ProcessGroup | None = None) -> "VocabParallel":
+    def from_vocab(
+        cls, vocab_size: int, group: dist.ProcessGroup | None = None, reduce_e_grad: bool = True
+    ) -> "VocabParallel":
         """This process's share of an even split; the first ``vocab_size % world_size`` processes get one row more.
 
         Args:
             vocab_size: Rows of the whole classifier, at least one per process.
             group: Process group; None for the default group, or a single process if none is initialised.
+            reduce_e_grad: Whether to sum the gradient of ``e`` over the processes. Default True.
 
         Returns:
             The shard of the calling process.
@@ -83,7 +92,7 @@ class VocabParallel:
 
         Examples:
             >>> VocabParallel.from_vocab(49152)
-            VocabParallel(start=0, stop=49152, group=None)
+            VocabParallel(start=0, stop=49152, group=None, reduce_e_grad=True)
         """
         check_integer("vocab_size", vocab_size)
         check_positive("vocab_size", vocab_size)
@@ -92,7 +101,7 @@ class VocabParallel:
             raise ValueError(f"vocab_size must be at least the number of processes = {world}, got {vocab_size}")
         share, extra = divmod(vocab_size, world)
         start = rank * share + min(rank, extra)
-        return cls(start, start + share + (rank < extra), group, vocab_size)
+        return cls(start, start + share + (rank < extra), group, reduce_e_grad, vocab_size)
 
     def vocab_size(self) -> int:
         """Rows of the whole classifier; the first call asks the other processes and checks that no row is missing.
@@ -132,7 +141,7 @@ def check_shard(shard: VocabParallel, rows: int, impl: str) -> None:
             f"c must have the rows of its shard, vocab_parallel.stop - start = {shard.stop - shard.start}, got {rows}"
         )
     if impl == "dense":
-        raise ValueError("vocab_parallel must be None for impl='dense', which holds every logit; use impl='torch'")
+        raise ValueError("vocab_parallel must be None for impl='dense', which holds every logit; use impl='auto'")
 
 
 def _localize(problem: Problem, shard: VocabParallel) -> Problem:
@@ -156,53 +165,104 @@ def parallel_statistics(problem: Problem, shard: VocabParallel) -> Statistics:
     alone = _rank_and_world(shard.group)[1] == 1
     group = None if alone else shard.group or dist.group.WORLD
     problem = _localize(problem, shard)
-    return Statistics(*_ParallelStatistics.apply(problem.e, problem.c, problem.bias, problem, group))
+    results = _ParallelStatistics.apply(problem.e, problem.c, problem.bias, problem, shard, group)
+    return Statistics(*results, None)
 
 
 class _ParallelStatistics(torch.autograd.Function):
-    """Statistics of the shards, joined; the gradient of ``e`` is summed over the processes."""
+    """Statistics of the shards, joined; the gradient of ``e`` is summed over the processes unless told otherwise."""
 
     @staticmethod
     def forward(
-        ctx: Any, e: Tensor, c: Tensor, bias: Tensor | None, problem: Problem, group: dist.ProcessGroup | None
+        ctx: Any,
+        e: Tensor,
+        c: Tensor,
+        bias: Tensor | None,
+        problem: Problem,
+        shard: VocabParallel,
+        group: dist.ProcessGroup | None,
     ) -> tuple[Tensor | None, ...]:
         with no_autocast(e):
-            lse, *sums = forward_statistics(problem)
-        lse, *sums = _join(lse, sums, group)
+            local = engine(problem.impl).forward_statistics(problem)
+            joined = local if group is None else _join(problem, local, shard, group)
         if problem.valid is not None:
-            lse = lse.where(problem.valid, 0)
-        ctx.save_for_backward(lse)
-        ctx.problem, ctx.group = problem, group
+            joined = Statistics(*(None if value is None else value.where(problem.valid, 0) for value in joined))
+        *results, _ = joined
+        ctx.save_for_backward(*Saved(joined.lse, joined.mean_logit, local.column_map))
+        ctx.problem, ctx.group = problem, group if shard.reduce_e_grad else None
+        if joined.argmax is not None:
+            ctx.mark_non_differentiable(joined.argmax)
         ctx.set_materialize_grads(False)
-        return lse, *sums
+        return tuple(results)
 
     @staticmethod
     def backward(
-        ctx: Any, d_lse: Tensor | None, d_target: Tensor | None, d_logit_sum: Tensor | None
+        ctx: Any,
+        d_lse: Tensor | None,
+        d_target: Tensor | None,
+        d_logit_sum: Tensor | None,
+        d_mean: Tensor | None,
+        unused: None,
     ) -> tuple[Tensor | None, ...]:
-        problem, (lse,) = ctx.problem, ctx.saved_tensors
+        problem, saved = ctx.problem, Saved(*ctx.saved_tensors)
         need_e, need_c, need_bias, *_ = ctx.needs_input_grad
         with no_autocast(problem.e), torch.no_grad():
-            d_e, d_c, d_bias = backward_statistics(
-                problem, lse, d_lse, d_target, d_logit_sum, need_e=need_e, need_c=need_c, need_bias=need_bias
+            d_e, d_c, d_bias = engine(problem.impl).backward_statistics(
+                problem, saved, d_lse, d_target, d_logit_sum, d_mean, need_e=need_e, need_c=need_c, need_bias=need_bias
             )
             if d_e is not None:
                 if ctx.group is not None:
                     dist.all_reduce(d_e, group=ctx.group)
                 d_e = d_e.to(problem.e.dtype)
-        return (*once((d_e, d_c, d_bias), problem.e, problem.c, problem.bias), None, None)
+        return (*once((d_e, d_c, d_bias), problem.e, problem.c, problem.bias), None, None, None)
 
 
-def _join(lse: Tensor, sums: list[Tensor | None], group: dist.ProcessGroup | None) -> tuple[Tensor | None, ...]:
-    """Combine statistics over the processes: one maximum, then one sum of everything at once."""
-    if group is None:
-        return lse, *sums
-    top = lse.clone()
+def _join(problem: Problem, local: Statistics, shard: VocabParallel, group: dist.ProcessGroup) -> Statistics:
+    """Combine statistics over the processes: one maximum, then one sum of everything at once.
+
+    The argmax joins the maximum with the largest logit, and takes one minimum, of its index, besides.
+    """
+    largest = None if local.argmax is None else _largest_logit(problem, local.argmax)
+    top = torch.stack([local.lse] if largest is None else [local.lse, largest])
     dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    # Where every process has -inf (all logits masked, or an ignored row's zero) the difference must not be NaN.
-    top_or_zero = top.where(top > -torch.inf, 0)
-    present = [value for value in sums if value is not None]
-    total = torch.stack([(lse - top_or_zero).exp(), *present])
+    # Where every process has -inf (all logits masked) the difference must not be NaN.
+    top_lse = top[0].where(top[0] != -torch.inf, 0)
+    share = (local.lse - top_lse).exp()
+    mean = local.mean_logit
+    terms = {
+        "share": share,
+        "target_logit": local.target_logit,
+        "logit_sum": local.logit_sum,
+        # Both factors are non-negative, and so is the entropy then; a part of -inf alone has no share.
+        "entropy": None if mean is None else (share * (top_lse - mean)).where(local.lse != -torch.inf, 0),
+    }
+    terms = {name: value for name, value in terms.items() if value is not None}
+    total = torch.stack([*terms.values()])
     dist.all_reduce(total, group=group)
-    joined = iter(total[1:])
-    return top_or_zero + total[0].log(), *(None if value is None else next(joined) for value in sums)
+    total = dict(zip(terms, total, strict=True))
+    log_share = total["share"].log()
+    lse = top_lse + log_share
+    return Statistics(
+        lse,
+        total.get("target_logit"),
+        total.get("logit_sum"),
+        None if mean is None else lse - (log_share + total["entropy"] / total["share"]),
+        None if largest is None else _first_of_largest(local.argmax + shard.start, largest, top[1], group),
+        None,
+    )
+
+
+def _largest_logit(problem: Problem, argmax: Tensor) -> Tensor:
+    """Logits at ``argmax``, alike on all processes where the entries are, so that ties between shards are seen."""
+    largest = gathered_dot(problem.e, problem.c, argmax, problem.work)
+    if problem.bias is not None:
+        largest += take(problem.bias, argmax)
+    return softcap_(largest, problem.softcap, problem.scale)
+
+
+def _first_of_largest(index: Tensor, largest: Tensor, top: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The lowest ``index`` among the processes that have the largest logit."""
+    # The negation keeps NaN, so that some process always has the index.
+    first = index.where(~(largest < top), torch.iinfo(index.dtype).max)
+    dist.all_reduce(first, op=dist.ReduceOp.MIN, group=group)
+    return first

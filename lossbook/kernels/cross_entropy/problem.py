@@ -22,6 +22,10 @@ class Problem(NamedTuple):
         eps_c: Filter threshold of the gradients of ``c`` and ``bias``, None for exact.
         work: Dtype of tiles and accumulators.
         chunk_bytes: Bound on the logits buffer.
+        scale: Factor of the logits after bias and cap, one over the temperature.
+        want_mean: Whether the mean logit is asked for.
+        want_argmax: Whether the argmax is asked for.
+        impl: The engine, ``"torch"`` or ``"triton"``; ``"dense"`` for the reference, which is none.
     """
 
     e: Tensor
@@ -35,6 +39,10 @@ class Problem(NamedTuple):
     eps_c: float | None
     work: torch.dtype
     chunk_bytes: int
+    scale: float
+    want_mean: bool
+    want_argmax: bool
+    impl: str
 
     @property
     def size(self) -> int:
@@ -45,6 +53,11 @@ class Problem(NamedTuple):
     def on_cpu(self) -> bool:
         """Whether tiles should fit a cache."""
         return self.e.device.type == "cpu"
+
+    @property
+    def linear_scale(self) -> float:
+        """What the product with the classifier is multiplied by: the scale, or 1 where it follows a cap."""
+        return self.scale if self.softcap is None else 1.0
 
     def rows(self) -> Tensor | None:
         """Indices of the valid rows; None if all are."""
@@ -70,11 +83,31 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Per row: log-sum-exp, target logit and class-weighted logit sum (the last two None if not asked for)."""
+    r"""What the forward pass finds out about each row; all but ``lse`` are None if not asked for.
+
+    Attributes:
+        lse: Log-sum-exp, zero at rows that are not valid, like the others.
+        target_logit: Logit of the target.
+        logit_sum: Logits summed with the class weights.
+        mean_logit: Mean logit under the softmax, :math:`\sum_v p_v z_v`; ``lse - mean_logit`` is the entropy.
+        argmax: Column of the largest logit, the first of several, int64.
+        column_map: What an engine records for its own backward pass, of any shape and dtype.
+    """
 
     lse: Tensor
     target_logit: Tensor | None
     logit_sum: Tensor | None
+    mean_logit: Tensor | None
+    argmax: Tensor | None
+    column_map: Tensor | None
+
+
+class Saved(NamedTuple):
+    """The statistics a backward pass needs again, over the whole vocabulary except for ``column_map``."""
+
+    lse: Tensor
+    mean_logit: Tensor | None
+    column_map: Tensor | None
 
 
 class Gradients(NamedTuple):

@@ -63,22 +63,22 @@ def strips(tile: Tensor, *, within_filter_rows: bool) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in spans(rows, step))
 
 
-def logits_into(buffer: Tensor, e: Tensor, c: Tensor, bias: Tensor | None) -> Tensor:
-    """Write ``e @ c.T + bias`` into the front of the flat ``buffer`` and return it as a matrix."""
+def logits_into(buffer: Tensor, e: Tensor, c: Tensor, bias: Tensor | None, scale: float = 1.0) -> Tensor:
+    """Write ``scale * (e @ c.T + bias)`` into the front of the flat ``buffer`` and return it as a matrix."""
     tile = buffer[: e.shape[0] * c.shape[0]].view(e.shape[0], c.shape[0])
     if bias is None:
-        return torch.mm(e, c.T, out=tile)
-    return torch.addmm(bias, e, c.T, out=tile)
+        return torch.addmm(tile, e, c.T, beta=0, alpha=scale, out=tile)
+    return torch.addmm(bias, e, c.T, beta=scale, alpha=scale, out=tile)
 
 
-def softcap_(z: Tensor, softcap: float | None) -> Tensor:
-    """Replace ``z`` by ``softcap * tanh(z / softcap)`` in place; nothing to do for None."""
-    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
+def softcap_(z: Tensor, softcap: float | None, scale: float) -> Tensor:
+    """Replace ``z`` by ``scale * softcap * tanh(z / softcap)`` in place; nothing to do without a cap."""
+    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap * scale)
 
 
-def softcap_slope(capped: Tensor, softcap: float | None) -> Tensor | None:
-    """Derivative of the cap, from the capped value: ``1 - (z / softcap)^2``."""
-    return None if softcap is None else (capped / softcap).square_().neg_().add_(1)
+def softcap_slope(capped: Tensor, softcap: float | None, scale: float) -> Tensor | None:
+    """Derivative of the cap, without the factor ``scale``, from what :func:`softcap_` gave."""
+    return None if softcap is None else (capped / (softcap * scale)).square_().neg_().add_(1)
 
 
 def pick(tile: Tensor, target: Tensor) -> Tensor:
@@ -103,6 +103,19 @@ def softmax_and_lse_(z: Tensor) -> Tensor:
     return torch.where(top == -torch.inf, top, top - z.amax(1).log())
 
 
+def joined_entropy(lse: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Entropy of a softmax from the log-sum-exp and the entropy of each part of its columns.
+
+    A part of ``-inf`` alone counts for nothing, whatever its entropy is said to be; so does a whole row of it.
+    """
+    lse = lse.where(lse != -torch.inf, 0)
+    total = torch.zeros_like(lse)
+    for part_lse, part_entropy in parts:
+        share = (part_lse - lse).exp()
+        total += torch.special.entr(share) + (share * part_entropy).where(part_lse != -torch.inf, 0)
+    return total
+
+
 def softmax_to_gradient_(
     softmax: Tensor,
     slope: Tensor | None,
@@ -111,10 +124,13 @@ def softmax_to_gradient_(
     d_target: Tensor | None,
     class_weight: Tensor | None,
     d_logit_sum: Tensor | None,
+    entropy: Tensor | None = None,
+    d_mean: Tensor | None = None,
 ) -> None:
     """Turn softmax rows, in place, into the gradient by the uncapped logits.
 
-    The differentiated scalar is ``sum(d_lse * lse + d_target * target_logit + d_logit_sum * logit_sum)``.
+    The differentiated scalar is
+    ``sum(d_lse * lse + d_target * target_logit + d_logit_sum * logit_sum + d_mean * mean_logit)``.
 
     Args:
         softmax: Softmax probabilities, shape ``(n, v)``; overwritten.
@@ -124,8 +140,15 @@ def softmax_to_gradient_(
         d_target: Shape ``(n,)``, or None.
         class_weight: Weights of the logit sum, shape ``(v,)``, or None if it is handled elsewhere.
         d_logit_sum: Shape ``(n,)``, or None.
+        entropy: Entropy of the softmax over all columns, shape ``(n,)``; needed with ``d_mean`` only.
+        d_mean: Shape ``(n,)``, or None.
     """
-    softmax.mul_(d_lse[:, None])
+    if d_mean is None:
+        softmax.mul_(d_lse[:, None])
+    else:
+        # p (1 + z - mean) = p (1 + entropy) - entr(p), and entr is 0 at p = 0, where z may be -inf.
+        spread = torch.special.entr(softmax).mul_(d_mean[:, None])
+        softmax.mul_((d_lse + d_mean * (1 + entropy))[:, None]).sub_(spread)
     if d_target is not None:
         inside, column = _locate(softmax, target)
         softmax.scatter_add_(1, column[:, None], d_target.where(inside, 0)[:, None])
