@@ -43,12 +43,12 @@ class Formula:
     Attributes:
         displayed: Exact text of each ``.. math::`` block of the docstring, in order.
         naive: The formula in plain Python on float64, written from the displayed text and nothing else; takes the
-            inputs and returns one value per example.
+            inputs and returns one value per example, or a tuple if the call does.
         options: Further arguments for both, made from the inputs and a generator.
     """
 
     displayed: tuple[str, ...]
-    naive: Callable[..., Tensor]
+    naive: Callable[..., Tensor | tuple[Tensor, ...]]
     options: Callable[[Inputs, torch.Generator], Inputs] = lambda inputs, generator: {}
 
 
@@ -150,9 +150,9 @@ def new_weight(inputs: Inputs, generator: torch.Generator) -> Tensor:
     return (0.5 + torch.rand(V, generator=generator, dtype=torch.float64)).to(inputs["c"].dtype)
 
 
-def head_logits(e: Tensor, c: Tensor, bias: Tensor | None = None, softcap: float | None = None) -> Tensor:
+def head_logits(e, c, bias=None, softcap=None, temperature=1.0):
     logits = e @ c.T if bias is None else e @ c.T + bias
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
 
 
 def dense_cross_entropy(
@@ -163,6 +163,7 @@ def dense_cross_entropy(
     *,
     ignore_index=-100,
     softcap=None,
+    temperature=1.0,
     reduction="mean",
     label_smoothing=0.0,
     z_loss=0.0,
@@ -170,7 +171,7 @@ def dense_cross_entropy(
     **without_influence,
 ):
     """What a model without the kernel would write; the arguments swallowed last change no value."""
-    logits = head_logits(e, c, bias, softcap)
+    logits = head_logits(e, c, bias, softcap, temperature)
     valid = target != ignore_index
     loss = functional.cross_entropy(
         logits, target, weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
@@ -191,13 +192,14 @@ def dense_indexed_dot(e, c, index):
     return (e * c[index]).sum(1)
 
 
-def naive_logits(e, c, bias, softcap):
+def naive_logits(e, c, bias, softcap=None, temperature=1.0):
     """Each z_iv by a Python sum, as a list of lists."""
     rows = []
     for state in e.tolist():
         z = [sum(a * b for a, b in zip(state, entry, strict=True)) for entry in c.tolist()]
         z = z if bias is None else [a + b for a, b in zip(z, bias.tolist(), strict=True)]
-        rows.append(z if softcap is None else [softcap * math.tanh(a / softcap) for a in z])
+        z = z if softcap is None else [softcap * math.tanh(a / softcap) for a in z]
+        rows.append([a / temperature for a in z])
     return rows
 
 
@@ -212,14 +214,28 @@ def naive_indexed_dot(e, c, index):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def naive_cross_entropy(e, c, target, bias, *, softcap, label_smoothing, z_loss, weight):
-    z, w, alpha = naive_logits(e, c, bias, softcap), weight.tolist(), label_smoothing
+def naive_losses(z, target, *, label_smoothing=0.0, z_loss=0.0, weight=None):
+    w, alpha = [1.0] * V if weight is None else weight.tolist(), label_smoothing
     values = []
-    for i, x in enumerate(target.tolist()):
-        lse = math.log(sum(math.exp(z_iv) for z_iv in z[i]))
-        smooth = alpha / V * sum(w[v] * (lse - z[i][v]) for v in range(V))
-        values.append((1 - alpha) * w[x] * (lse - z[i][x]) + smooth + z_loss * lse**2)
+    for z_i, x in zip(z, target.tolist(), strict=True):
+        lse = math.log(sum(math.exp(z_iv) for z_iv in z_i))
+        smooth = alpha / V * sum(w[v] * (lse - z_i[v]) for v in range(V))
+        values.append((1 - alpha) * w[x] * (lse - z_i[x]) + smooth + z_loss * lse**2)
     return torch.tensor(values, dtype=torch.float64)
+
+
+def naive_entropies(z):
+    values = []
+    for z_i in z:
+        lse = math.log(sum(math.exp(z_iv) for z_iv in z_i))
+        values.append(-sum(math.exp(z_iv - lse) * math.log(math.exp(z_iv - lse)) for z_iv in z_i))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def naive_cross_entropy(e, c, target, bias, *, softcap, temperature, return_entropy, **options):
+    assert return_entropy
+    z = naive_logits(e, c, bias, softcap, temperature)
+    return naive_losses(z, target, **options), naive_entropies(z)
 
 
 HEAD_BAD = (
@@ -239,6 +255,7 @@ CROSS_ENTROPY_BAD = (
     Bad("bias-shape", lambda i: {"bias": i["c"][:4, 0]}, r"bias must have shape \(V,\) = \(11,\), got \(4,\)"),
     Bad("weight-shape", lambda i: {"weight": i["c"][:4, 0]}, r"weight must have shape \(V,\) = \(11,\), got \(4,\)"),
     Bad("softcap-zero", lambda i: {"softcap": 0.0}, "softcap must be > 0, got 0.0"),
+    Bad("temperature-zero", lambda i: {"temperature": 0.0}, "temperature must be > 0, got 0.0"),
     Bad("filter-zero", lambda i: {"filter_eps": 0.0}, "filter_eps must .*, got 0.0"),
     Bad("filter-word", lambda i: {"filter_eps": "slow"}, "filter_eps must .*, got 'slow'"),
     Bad("smoothing-one", lambda i: {"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
@@ -256,7 +273,7 @@ CUT_CROSS_ENTROPY = Case(
     differentiable=("e", "c", "bias"),
     formula=Formula(
         displayed=(
-            r"z_{iv} &= s \tanh\!\big((e_i \cdot c_v + b_v) / s\big), \qquad"
+            r"z_{iv} &= \frac{s}{\tau} \tanh\!\big((e_i \cdot c_v + b_v) / s\big), \qquad"
             "\n"
             r"\mathrm{lse}_i = \log \sum_{v=1}^{V} e^{z_{iv}}, \\"
             "\n"
@@ -264,15 +281,19 @@ CUT_CROSS_ENTROPY = Case(
             "\n"
             r"+ \frac{\alpha}{V} \sum_{v=1}^{V} w_v (\mathrm{lse}_i - z_{iv})"
             "\n"
-            r"+ \zeta\, \mathrm{lse}_i^2 .",
+            r"+ \zeta\, \mathrm{lse}_i^2 , \\"
+            "\n"
+            r"H_i &= -\sum_{v=1}^{V} p_{iv} \log p_{iv} , \qquad p_{iv} = e^{z_{iv} - \mathrm{lse}_i} .",
         ),
         naive=naive_cross_entropy,
         options=lambda i, g: {
             "bias": new_bias(i, g),
             "softcap": 2.0,
+            "temperature": 0.6,
             "label_smoothing": 0.3,
             "z_loss": 0.05,
             "weight": new_weight(i, g),
+            "return_entropy": True,
         },
     ),
     bad=(*HEAD_BAD, *TARGET_BAD, *CROSS_ENTROPY_BAD),
@@ -282,6 +303,7 @@ CUT_CROSS_ENTROPY = Case(
     options={
         "bias": lambda i, g: {"bias": new_bias(i, g)},
         "softcap": lambda i, g: {"softcap": 2.0, "bias": new_bias(i, g)},
+        "temperature": lambda i, g: {"temperature": 0.7, "softcap": 2.0, "bias": new_bias(i, g)},
         "weight": lambda i, g: {"weight": new_weight(i, g)},
         "label_smoothing": lambda i, g: {"label_smoothing": 0.1},
         "smoothing_softcap_weight": lambda i, g: {"label_smoothing": 0.2, "softcap": 3.0, "weight": new_weight(i, g)},
@@ -349,9 +371,7 @@ LINEAR_CROSS_ENTROPY = Case(
     differentiable=("e", "c", "bias"),
     formula=Formula(
         displayed=(r"\ell_i = \log \sum_v e^{z_{iv}} - z_{i,x_i} , \qquad z_{iv} = e_i \cdot c_v + b_v .",),
-        naive=lambda e, c, target, bias: naive_cross_entropy(
-            e, c, target, bias, softcap=None, label_smoothing=0.0, z_loss=0.0, weight=torch.ones(V)
-        ),
+        naive=lambda e, c, target, bias: naive_losses(naive_logits(e, c, bias), target),
         options=lambda i, g: {"bias": new_bias(i, g)},
     ),
     bad=TARGET_BAD,

@@ -44,6 +44,7 @@ def check_options(
     *,
     ignore_index: int,
     softcap: float | None,
+    temperature: float,
     reduction: str,
     label_smoothing: float,
     z_loss: float,
@@ -58,6 +59,7 @@ def check_options(
     check_choice("accum_dtype", accum_dtype, ACCUM_DTYPES)
     check_integer("ignore_index", ignore_index)
     check_softcap(softcap)
+    check_positive("temperature", temperature)
     check_range("label_smoothing", label_smoothing, 0, 1)
     check_non_negative("z_loss", z_loss)
     check_integer("shift", shift)

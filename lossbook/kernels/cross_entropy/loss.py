@@ -60,9 +60,7 @@ def linear_loss(
         class_weight = token_weight.new_ones(size) if weight is None else weight.detach().to(token_weight.dtype)
         total_weight = class_weight.sum()
         problem = problem._replace(class_weight=class_weight)
-        if problem.softcap is not None:
-            # Every entry then carries smoothing mass, which no threshold may drop.
-            problem = problem._replace(eps_e=None, eps_c=None)
+    problem = _without_idle_filters(problem)
     only_loss = not (want_lse or problem.want_mean or problem.want_argmax)
     if shard is None and only_loss and reduction != "none" and _gradients_pay(problem):
         return Outputs(_loss_with_gradients(problem, factors, count if reduction == "mean" else None))
@@ -93,6 +91,17 @@ def _needs(problem: Problem) -> tuple[bool, bool, bool]:
     if not torch.is_grad_enabled():
         return False, False, False
     return tuple(value is not None and value.requires_grad for value in (problem.e, problem.c, problem.bias))
+
+
+def _without_idle_filters(problem: Problem) -> Problem:
+    """No threshold where it must not act, or where no gradient is needed and it would only make work."""
+    need_e, need_c, need_bias = _needs(problem)
+    # With both of these every entry carries smoothing mass, which no threshold may drop.
+    exact = problem.class_weight is not None and problem.softcap is not None
+    return problem._replace(
+        eps_e=None if exact or not need_e else problem.eps_e,
+        eps_c=None if exact or not (need_c or need_bias) else problem.eps_c,
+    )
 
 
 def _gradients_pay(problem: Problem) -> bool:

@@ -23,6 +23,7 @@ class LinearCrossEntropy(nn.Module):
         bias: Whether to learn a bias, zero logit offset otherwise. Default False.
         ignore_index: As in :func:`cut_cross_entropy`, like all that follow up to ``vocab_parallel``. Default -100.
         softcap: Bound on the logits. Default None.
+        temperature: Divisor of the logits. Default 1.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default ``"mean"``.
         label_smoothing: Smoothing mass in ``[0, 1)``. Default 0.
         z_loss: Factor of the squared log-sum-exp. Default 0.
@@ -30,11 +31,13 @@ class LinearCrossEntropy(nn.Module):
             the classifier. Default None.
         shift: Distance between a state and its target. Default 0.
         return_lse: Whether to return the log-sum-exp too. Default False.
+        return_entropy: Whether to return the entropy too. Default False.
+        return_argmax: Whether to return the index of the largest logit too. Default False.
         filter_eps: Gradient filter. Default None: exact gradients.
         filter_e: Whether the filter acts on the gradient of the hidden states. Default True.
         filter_c: Whether it acts on the gradients of ``weight`` and ``bias``. Default True.
         accum_dtype: Least precision of sums. Default float32.
-        impl: Implementation. Default ``"auto"``.
+        impl: Implementation. Default ``"auto"``. Whether it can run is seen when the module is called.
         chunk_bytes: Bound on the logits buffer in bytes. Default 64 MiB.
         vocab_parallel: This process's shard of the vocabulary. Default None.
         device: Device of the parameters. Default: torch's.
@@ -67,12 +70,15 @@ class LinearCrossEntropy(nn.Module):
         *,
         ignore_index: int = -100,
         softcap: float | None = None,
+        temperature: float = 1.0,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         weight: Tensor | None = None,
         shift: int = 0,
         return_lse: bool = False,
+        return_entropy: bool = False,
+        return_argmax: bool = False,
         filter_eps: float | str | tuple[float | None, float | None] | None = None,
         filter_e: bool = True,
         filter_c: bool = True,
@@ -91,6 +97,7 @@ class LinearCrossEntropy(nn.Module):
         checked = {
             "ignore_index": ignore_index,
             "softcap": softcap,
+            "temperature": temperature,
             "reduction": reduction,
             "label_smoothing": label_smoothing,
             "z_loss": z_loss,
@@ -104,6 +111,8 @@ class LinearCrossEntropy(nn.Module):
         self.options = {
             **checked,
             "return_lse": return_lse,
+            "return_entropy": return_entropy,
+            "return_argmax": return_argmax,
             "filter_eps": filter_eps,
             "filter_e": filter_e,
             "filter_c": filter_c,
@@ -128,7 +137,7 @@ class LinearCrossEntropy(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, e: Tensor, target: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, e: Tensor, target: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Loss of hidden states against targets.
 
         Args:
@@ -136,7 +145,7 @@ class LinearCrossEntropy(nn.Module):
             target: Class indices, int64, shape ``(...)``.
 
         Returns:
-            The loss, or ``(loss, lse)`` if ``return_lse``.
+            The loss, or a tuple of it and what ``return_lse``, ``return_entropy`` and ``return_argmax`` ask for.
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.

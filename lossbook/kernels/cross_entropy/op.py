@@ -28,12 +28,15 @@ def cut_cross_entropy(
     *,
     ignore_index: int = -100,
     softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     weight: Tensor | None = None,
     shift: int = 0,
     return_lse: bool = False,
+    return_entropy: bool = False,
+    return_argmax: bool = False,
     filter_eps: float | str | tuple[float | None, float | None] | None = None,
     filter_e: bool = True,
     filter_c: bool = True,
@@ -41,33 +44,38 @@ def cut_cross_entropy(
     impl: str = "auto",
     chunk_bytes: int = 64 << 20,
     vocab_parallel: VocabParallel | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     r"""Cross-entropy of a linear head, without ever holding the ``N x V`` matrix of its logits.
 
     Row :math:`i` has hidden state :math:`e_i` and target :math:`x_i`; the classifier has rows :math:`c_v` and biases
-    :math:`b_v`. With softcap :math:`s`, label smoothing :math:`\alpha`, class weights :math:`w` (1 if not given) and
-    z-loss factor :math:`\zeta`, a row that is not ignored costs, in nats,
+    :math:`b_v`. With softcap :math:`s`, temperature :math:`\tau`, label smoothing :math:`\alpha`, class weights
+    :math:`w` (1 if not given) and z-loss factor :math:`\zeta`, a row that is not ignored costs :math:`\ell_i` and has
+    entropy :math:`H_i`, both in nats:
 
     .. math::
 
-        z_{iv} &= s \tanh\!\big((e_i \cdot c_v + b_v) / s\big), \qquad
+        z_{iv} &= \frac{s}{\tau} \tanh\!\big((e_i \cdot c_v + b_v) / s\big), \qquad
         \mathrm{lse}_i = \log \sum_{v=1}^{V} e^{z_{iv}}, \\
         \ell_i &= (1 - \alpha)\, w_{x_i} (\mathrm{lse}_i - z_{i x_i})
         + \frac{\alpha}{V} \sum_{v=1}^{V} w_v (\mathrm{lse}_i - z_{iv})
-        + \zeta\, \mathrm{lse}_i^2 .
+        + \zeta\, \mathrm{lse}_i^2 , \\
+        H_i &= -\sum_{v=1}^{V} p_{iv} \log p_{iv} , \qquad p_{iv} = e^{z_{iv} - \mathrm{lse}_i} .
 
-    Without a softcap :math:`z_{iv} = e_i \cdot c_v + b_v`. ``"sum"`` adds the :math:`\ell_i` up, and ``"mean"`` divides
-    that by :math:`\sum_i w_{x_i}` over the rows not ignored, which is their number when there are no weights. With
-    ``z_loss=0`` this is ``torch.nn.functional.cross_entropy(e @ c.T + bias, target, ...)``.
+    Without a softcap :math:`z_{iv} = (e_i \cdot c_v + b_v) / \tau`. ``"sum"`` adds the :math:`\ell_i` up, ``"mean"``
+    divides that by :math:`\sum_i w_{x_i}` over the rows not ignored, which is their number when there are no weights.
+    With ``z_loss=0`` this is ``torch.nn.functional.cross_entropy((e @ c.T + bias) / temperature, target, ...)``.
 
     Args:
         e: Hidden states, shape ``(..., D)``, floating point; any strides.
         c: Classifier, one row per vocabulary entry, shape ``(V, D)``, dtype and device of ``e``.
         target: Class indices in ``[0, V)`` or ``ignore_index``, shape ``(...)``, int64.
         bias: Added to the logits, shape ``(V,)``, dtype of ``e``. Default None.
-        ignore_index: Target of rows that do not count: loss, log-sum-exp and gradients are zero there, whatever
-            ``e`` holds. They are dropped before any work is done. Default -100.
-        softcap: Bound :math:`s > 0` on the magnitude of the logits (dimensionless). Default None: no bound.
+        ignore_index: Target of rows that do not count: loss, log-sum-exp, entropy and gradients are zero there,
+            whatever ``e`` holds. They are dropped before any work is done. Default -100.
+        softcap: Bound :math:`s > 0` on the magnitude of the logits (dimensionless), before the temperature divides
+            them. Default None: no bound.
+        temperature: :math:`\tau > 0`, finite (dimensionless): divides the logits, in the precision they are computed
+            in. Loss, log-sum-exp and entropy are of the logits so divided. Default 1.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default ``"mean"``.
         label_smoothing: Mass :math:`\alpha` in ``[0, 1)`` spread evenly over the vocabulary. Default 0.
         z_loss: Factor :math:`\zeta \ge 0` of the squared log-sum-exp. Default 0.
@@ -75,6 +83,9 @@ def cut_cross_entropy(
         shift: Pairs ``e[..., t, :]`` with ``target[..., t + shift]`` along the last axis of ``target``, in
             ``[0, sequence length)``. Default 0; 1 is next-token prediction.
         return_lse: Whether to return :math:`\mathrm{lse}` too; gradients flow through it. Default False.
+        return_entropy: Whether to return the entropy :math:`H` too; gradients flow through it. Default False.
+        return_argmax: Whether to return the index of the largest logit too, the lowest where several are equal, int64,
+            -1 at ignored rows; it has no gradient. Default False.
         filter_eps: Threshold of the gradient filter. None (default) is exact; a number serves both gradients; a pair is
             ``(eps_e, eps_c)``; ``"auto"`` is ``(2**-18, 2**-15)``, an error of about one rounding to bfloat16
             (0.15 % of the gradient's norm on a small language model); ``"fast"`` is ``(2**-16, 2**-14)``, about 0.4 %.
@@ -82,21 +93,26 @@ def cut_cross_entropy(
         filter_c: Whether the filter acts on the gradients of ``c`` and ``bias``. Default True; False when pretraining,
             where rare words must not lose their gradient.
         accum_dtype: Least precision of logits, softmax and sums, ``torch.float32`` (default) or ``torch.float64``.
-        impl: ``"auto"`` (default) chooses ``"torch"``, chunks of plain torch operations on any device. ``"dense"`` is
-            the reference, which holds all logits. ``"triton"`` is not available in this version.
+        impl: ``"auto"`` (default) chooses ``"triton"`` on a GPU where that can run, else ``"torch"``: chunks of plain
+            torch operations on any device. ``"triton"`` is Triton kernels, on a GPU or in Triton's interpreter
+            (``TRITON_INTERPRET=1``). They take float16, bfloat16 and float32, and accumulate in float32. ``"dense"`` is
+            the reference, which holds all logits.
         chunk_bytes: Bound on the logits buffer of ``"torch"``, in bytes. Default 64 MiB. On a CPU less is used where
             less is faster. The smallest tile, 128 rows by 64 columns, is used even when it is larger than that.
         vocab_parallel: The part of the vocabulary this process holds, see :class:`VocabParallel`; ``c`` and ``bias``
             are that part. Default None: all of it.
 
     Returns:
-        The loss: a scalar, or for ``"none"`` the shape of ``target`` after the shift; or ``(loss, lse)``, where ``lse``
-        has that shape. float32, or float64 for float64 operands.
+        The loss: a scalar, or for ``"none"`` the shape of ``target`` after the shift. If anything else is asked for, a
+        tuple of the loss and then, of log-sum-exp, entropy and argmax, in this order, those asked for; they have that
+        shape too. float32, or float64 for float64 operands, but for the argmax.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a shape, device, dtype or value does not fit; the message names the argument, what was expected
             and what came. Targets are looked at on the CPU always, on a GPU only with ``LOSSBOOK_DEBUG=1`` set.
+        ImplementationUnavailableError: If ``impl="triton"`` cannot run here, with the reason; a ``ValueError`` and a
+            ``RuntimeError``.
         RuntimeError: When a gradient is differentiated again, except with ``impl="dense"``.
 
     Examples:
@@ -108,6 +124,8 @@ def cut_cross_entropy(
         >>> loss, lse = cut_cross_entropy(e, c, torch.tensor([0, 1]), reduction="none", return_lse=True)
         >>> lse
         tensor([1.3133, 2.1269])
+        >>> cut_cross_entropy(e, c, torch.tensor([0, 1]), temperature=0.5, return_entropy=True, return_argmax=True)
+        (tensor(0.0725), tensor([0.3653, 0.0901]), tensor([0, 1]))
         >>> states, tokens = torch.zeros(1, 3, 2), torch.tensor([[0, 1, 1]])
         >>> cut_cross_entropy(states, c, tokens, shift=1, reduction="none").shape
         torch.Size([1, 2])
@@ -115,7 +133,7 @@ def cut_cross_entropy(
     Note:
         **Schedules.** ``impl="torch"`` computes gradients already in the forward pass (three products of ``2 N V D``
         operations, and a backward pass that only scales) when the reduction is ``"mean"`` or ``"sum"``, a gradient is
-        needed, ``return_lse`` and ``vocab_parallel`` are not used, the operands have the precision of
+        needed, nothing but the loss is asked for, ``vocab_parallel`` is not used, the operands have the precision of
         ``accum_dtype``, and 128 whole rows of logits fit ``chunk_bytes``. Otherwise it makes two passes, the second of
         which computes the logits again (four products). Where ``e`` or ``c`` needs no gradient its product is skipped.
 
@@ -127,9 +145,10 @@ def cut_cross_entropy(
         **Filter.** A block is 128 consecutive rows that are not ignored. A block keeps column :math:`v` if
         :math:`\max_i |\mathrm{softmax}(z_i)_v - [v = x_i]| \ge \varepsilon` over its rows, tested before any scaling by
         weights, reduction or the upstream gradient; the columns of its targets are always kept. The others count as
-        zero in the gradient. Loss and log-sum-exp never depend on the filter. Label smoothing stays outside it, exact;
-        with label smoothing and a softcap together the filter is off. Few kept columns save most of the gradient
-        products.
+        zero in the gradient, in those of log-sum-exp and entropy too; in the entropy's a word of probability :math:`p`
+        weighs :math:`\log 1 / p` times as much as in the loss's, and so does the error. Results other than gradients
+        never depend on the filter. Label smoothing stays outside it, exact; with label smoothing and a softcap together
+        the filter is off. Few kept columns save most of the gradient products.
 
         **Numbers.** Finite for logits up to 1e4 in magnitude and beyond. A logit of ``-inf`` (a bias of ``-inf``) masks
         a word. NaN and ``+inf`` in a row that counts make its loss NaN. The mean over no row is NaN, as in torch, with
@@ -146,6 +165,7 @@ def cut_cross_entropy(
     check_options(
         ignore_index=ignore_index,
         softcap=softcap,
+        temperature=temperature,
         reduction=reduction,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -179,9 +199,9 @@ def cut_cross_entropy(
         eps_c,
         work,
         chunk_bytes,
-        1.0,
-        False,
-        False,
+        1 / temperature,
+        return_entropy,
+        return_argmax,
         resolve_impl(impl, e, work),
     )
     outputs = linear_loss(
