@@ -8,26 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossbook.bench.inputs import ENTRY_EPS, Inputs
+from lossbook.bench.inputs import Inputs
 
 _VOCAB_CHUNK = 2048  # float64 copies this small are reused by the allocator instead of mapped anew
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Relative errors on the slice, and what the slice says about the softmax.
+    """Relative errors on the slice.
 
     Attributes:
         loss: Relative error of the mean loss.
         e_gradient: Relative Frobenius error of the gradient of the hidden states.
         c_gradient: Relative Frobenius error of the gradient of the classifier.
-        density: Fraction of softmax probabilities that reach :data:`~lossbook.bench.inputs.ENTRY_EPS`.
     """
 
     loss: float
     e_gradient: float
     c_gradient: float
-    density: float
 
 
 def check(loss: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inputs, rows: int) -> Accuracy:
@@ -56,7 +54,6 @@ def _compare(e: Tensor, c: Tensor, target: Tensor, value: Tensor) -> Accuracy:
     log_p = torch.cat([e64 @ chunk.double().T for chunk in c.split(_VOCAB_CHUNK)], dim=1).log_softmax(1)
     exact = -log_p[rows, target].mean()
     p = log_p.exp_()
-    density = (p >= ENTRY_EPS).double().mean()
     p[rows, target] -= 1
     p /= len(e)
 
@@ -73,5 +70,4 @@ def _compare(e: Tensor, c: Tensor, target: Tensor, value: Tensor) -> Accuracy:
         loss=((value - exact).abs() / exact.abs()).item(),
         e_gradient=((e.grad - e_gradient).norm() / e_gradient.norm()).item(),
         c_gradient=(difference / norm).sqrt().item(),
-        density=density.item(),
     )

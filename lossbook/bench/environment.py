@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_PACKAGES = ("lossbook", "torch", "triton", "cut-cross-entropy", "liger-kernel")
 
 
 def describe() -> dict[str, object]:
@@ -16,7 +19,7 @@ def describe() -> dict[str, object]:
     Returns:
         Names and values that JSON can hold; no host name, no path.
     """
-    versions = {name: _version(name) for name in ("lossbook", "torch", "triton")}
+    versions = {name: _version(name) for name in _PACKAGES}
     return {
         **versions,
         "python": platform.python_version(),
@@ -48,6 +51,43 @@ def require_device(device: str) -> None:
         )
     if (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device must be one of the {torch.cuda.device_count()} GPUs of this machine, got {device!r}")
+
+
+def device_facts(device: str) -> dict[str, object]:
+    """Return what the process that computes knows of its device; imports PyTorch.
+
+    Args:
+        device: ``"cpu"`` or a CUDA device that is present.
+
+    Returns:
+        The version of PyTorch; for a GPU also its name, memory, cache, compute capability, driver and CUDA version.
+    """
+    import torch
+
+    facts: dict[str, object] = {"torch": str(torch.__version__)}
+    if device == "cpu":
+        return facts
+    properties = torch.cuda.get_device_properties(device)
+    return facts | {
+        "gpu": properties.name,
+        "device_name": properties.name,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cache_bytes": properties.L2_cache_size,
+    }
+
+
+def _driver() -> str | None:
+    """Version of the NVIDIA driver, or None where its own tool is not installed."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.split("\n")[0].strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +12,43 @@ from torch import Tensor
 PEAKED_LOSS = 2.5
 #: A probability below this changes no bfloat16 sum (2^-7 relative precision, 2^-5 of head room).
 ENTRY_EPS = 2.0**-12
+#: Rows that share a topic, and the height of a block of the gradient filter.
+CONTEXT = 128
 
-_TUNING_ROWS = 128
+_TUNING_ROWS = 512
 _ZIPF_SHIFT = 2.7  # Mandelbrot's correction: without it the first word alone takes a tenth of the text
+_LARGEST_SCALE = 1e5
+_BISECTIONS = 14
 
-# Chosen so that the softmax of peaked inputs is about as sparse as that of a 135M-parameter language model on prose
-# and code: 0.2-0.4 % of entries reach 2^-12, and 128 consecutive rows share about a quarter of the columns at 2^-16.
-_NOISE = 2.5  # standard deviation of a logit that is nobody's target
-_SHARED = 0.7  # part of that variance common to a context: words that follow each other agree on the topic
-_CONTEXT = 128
-_LARGEST_SCALE = 1e4
-_PRIOR = 1.1  # weight of the words' log frequency in every logit
+
+@dataclass(frozen=True)
+class _Language:
+    """How unsure the model is that peaked inputs imitate.
+
+    Attributes:
+        noise: Standard deviation of a logit that is nobody's target.
+        shared: Part of that variance common to a context: words that follow each other agree on the topic.
+        prior: Weight of the words' log frequency in every logit.
+        themes: Themes a context draws its rows from; 0 for none.
+        lift: What a theme adds to the logits of its words.
+    """
+
+    noise: float
+    shared: float
+    prior: float
+    themes: int = 0
+    lift: float = 0.0
+
+
+# Chosen so that the softmax is about as sparse as that of a 135M-parameter language model on prose and code: 0.2-0.4 %
+# of 49,152 entries reach 2^-12, and 128 consecutive rows share about a quarter of the columns at 2^-16.
+_PLAIN = _Language(noise=2.5, shared=0.7, prior=1.1)
+# Gaussian logits cannot spread a row over more than a few hundred words.  A model unsure among more of them must be
+# unsure about the words of one theme; a context of 128 rows then touches about 20-30 times the entries of one row.
+_THEMATIC = _Language(noise=0.4, shared=0.0, prior=0.3, themes=8, lift=8.0)
+_PLAIN_ENTRIES = 250  # entries of a row up to which the plain recipe reaches a density with a plausible loss
+_THEME_WORDS = 3  # words of a theme for every entry wanted
+_THEME_SHARE = 0.3  # part of a classifier row's variance that its theme determines
 
 
 @dataclass(frozen=True)
@@ -40,9 +67,23 @@ class Inputs:
     target: Tensor
     scale: float
 
+    def copy(self) -> Inputs:
+        """Return equal inputs at other addresses."""
+        e, c = (x.detach().clone().requires_grad_() for x in (self.e, self.c))
+        return Inputs(e, c, self.target.clone(), self.scale)
+
 
 def make_inputs(
-    *, n: int, vocab: int, dim: int, dtype: torch.dtype, device: str, seed: int, data: str, scale: float | None = None
+    *,
+    n: int,
+    vocab: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: str,
+    seed: int,
+    data: str,
+    density: float | None = None,
+    scale: float | None = None,
 ) -> Inputs:
     """Draw the inputs of one benchmark; equal arguments give equal inputs.
 
@@ -59,10 +100,15 @@ def make_inputs(
         device: Where to make them.
         seed: Seed of the generator.
         data: ``"gaussian"`` or ``"peaked"``.
+        density: For peaked inputs the fraction of softmax entries that shall reach :data:`ENTRY_EPS`; None tunes the
+            mean loss to :data:`PEAKED_LOSS` instead.
         scale: Mean weight of the target's row, if already known; otherwise found by :func:`tune_scale`.
 
     Returns:
         The inputs.
+
+    Raises:
+        ValueError: If the density or the loss cannot be reached with these sizes.
     """
     generator = torch.Generator(device).manual_seed(seed)
     options = {"generator": generator, "device": device}
@@ -71,28 +117,52 @@ def make_inputs(
     if data == "gaussian":
         target = torch.randint(vocab, (n,), **options)
         return _leaves(e, c, target, 0.0, dtype)
+    many = density is not None and density * vocab > _PLAIN_ENTRIES
+    language = _THEMATIC if many else _PLAIN
     frequency = 1 / (torch.arange(1, vocab + 1, device=device, dtype=torch.float64) + _ZIPF_SHIFT)
     target = torch.multinomial(frequency, n, replacement=True, generator=generator)
-    topics = torch.randn(-(-n // _CONTEXT), dim, **options).repeat_interleave(_CONTEXT, 0)[:n]
-    e.mul_((1 - _SHARED) ** 0.5).add_(topics, alpha=_SHARED**0.5).mul_(_NOISE)
-    confidence = 2 * torch.rand(n, 1, **options)
+    topics = torch.randn(-(-n // CONTEXT), dim, **options).repeat_interleave(CONTEXT, 0)[:n]
+    e.mul_((1 - language.shared) ** 0.5).add_(topics, alpha=language.shared**0.5).mul_(language.noise)
+    # Evenly spaced between 0 and 2 in random order: a random draw would make the density of few rows uncertain.
+    confidence = (torch.randperm(n, **options)[:, None] + 0.5) * (2 / n)
     share = c[target] * confidence
+    if language.themes:
+        _add_themes(e, c, language, round(1 / (_THEME_WORDS * density)), options)
     # The frequency has a feature to itself, without a target's share, so it has the same weight in every row.
     prior = frequency.log()
     c[:, 0] = ((prior - prior.mean()) * dim**-0.5).float()
-    e[:, 0], share[:, 0] = _PRIOR * dim**0.5, 0.0
+    e[:, 0], share[:, 0] = language.prior * dim**0.5, 0.0
     if scale is None:
         rows = torch.linspace(0, n - 1, min(n, _TUNING_ROWS), device=device).long()  # of every context, not one
-        scale = tune_scale(e[rows], share[rows], c, target[rows])
+        scale = tune_scale(e[rows], share[rows], c, target[rows], density=density)
     return _leaves(e.add_(share, alpha=scale), c, target, scale, dtype)
+
+
+def _add_themes(e: Tensor, c: Tensor, language: _Language, count: int, options: dict[str, Any]) -> None:
+    """Give every word one of ``count`` themes, and every row one out of the few of its context; in place."""
+    centers = torch.randn(count, c.shape[1], **options).mul_(c.shape[1] ** -0.5)
+    c.mul_((1 - _THEME_SHARE) ** 0.5)
+    c.add_(centers[torch.randint(count, (len(c),), **options)], alpha=_THEME_SHARE**0.5)
+    contexts = torch.randint(count, (-(-len(e) // CONTEXT), language.themes), **options)
+    chosen = torch.randint(language.themes, (len(e), 1), **options)
+    theme = contexts.repeat_interleave(CONTEXT, 0)[: len(e)].gather(1, chosen)[:, 0]
+    e.add_(centers[theme], alpha=language.lift * _THEME_SHARE**-0.5)
 
 
 def _leaves(e: Tensor, c: Tensor, target: Tensor, scale: float, dtype: torch.dtype) -> Inputs:
     return Inputs(e.to(dtype).requires_grad_(), c.to(dtype).requires_grad_(), target, scale)
 
 
-def tune_scale(noise: Tensor, share: Tensor, c: Tensor, target: Tensor, *, loss: float = PEAKED_LOSS) -> float:
-    """Find by bisection the scale ``a`` at which ``noise + a * share`` has the wanted mean loss.
+def tune_scale(
+    noise: Tensor,
+    share: Tensor,
+    c: Tensor,
+    target: Tensor,
+    *,
+    loss: float = PEAKED_LOSS,
+    density: float | None = None,
+) -> float:
+    """Find by bisection the scale ``a`` at which ``noise + a * share`` has the wanted density or mean loss.
 
     Args:
         noise: Hidden states without the target's share, shape ``(N, D)``.
@@ -100,28 +170,38 @@ def tune_scale(noise: Tensor, share: Tensor, c: Tensor, target: Tensor, *, loss:
         c: Classifier, shape ``(V, D)``.
         target: Target indices, shape ``(N,)``.
         loss: Mean cross-entropy to reach, in nats.
+        density: Fraction of softmax entries of at least :data:`ENTRY_EPS` to reach; None reaches ``loss``.
 
     Returns:
         The scale; 0 if the loss is already below the wanted value without any share of the target.
 
     Raises:
-        ValueError: If no scale reaches the loss, as with a single feature.
+        ValueError: If no scale reaches the loss, as with a single feature, or the density, as when it is below one
+            entry a row.
     """
     flat, slope = noise @ c.T, share @ c.T
 
     def excess(scale: float) -> float:
-        return torch.nn.functional.cross_entropy(torch.add(flat, slope, alpha=scale), target).item() - loss
+        logits = torch.add(flat, slope, alpha=scale)
+        if density is None:
+            return torch.nn.functional.cross_entropy(logits, target).item() - loss
+        return (torch.softmax(logits, 1) >= ENTRY_EPS).float().mean().item() - density
 
+    if density is None:
+        unreachable = f"dim must be large enough for a mean loss of {loss}, got {c.shape[1]}; take data 'gaussian'"
+    else:
+        unreachable = f"density must be reachable with V = {len(c)} and D = {c.shape[1]}, got {density}"
     low, high = 0.0, 1.0
-    if excess(low) <= 0:
+    if (start := excess(low)) <= 0:
+        if density is not None and start < 0:
+            raise ValueError(f"{unreachable}; without a sure target it is {density + start:.2g}")
         return 0.0
-    while excess(high) > 0:
+    while (above := excess(high)) > 0:
         low, high = high, 2 * high
         if high > _LARGEST_SCALE:
-            raise ValueError(
-                f"dim must be large enough for a mean loss of {loss}, got {c.shape[1]}; take data 'gaussian'"
-            )
-    for _ in range(12):  # to 1/4096 of the bracket: far below the spread of the loss between batches
+            reached = f"; with sure targets it is {density + above:.2g}" if density is not None else ""
+            raise ValueError(unreachable + reached)
+    for _ in range(_BISECTIONS):  # far below the spread between batches
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high

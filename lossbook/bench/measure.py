@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -19,7 +23,7 @@ _RESET_PEAK = "5"  # the value that makes Linux forget the resident high-water m
 
 
 class CPUGauge:
-    """CPU seconds of the process, and the peak of its resident memory."""
+    """The peak of the resident memory of the process."""
 
     clock = "time.process_time"
 
@@ -46,12 +50,6 @@ class CPUGauge:
         """Peak of resident memory since :meth:`start`, beyond what was resident then."""
         return max(0, self._peak() - self._before)
 
-    def time(self, call: Callable[[], object]) -> tuple[object, float, None]:
-        """Run ``call``; return its result, the CPU seconds it took over all threads, and no device time."""
-        start = time.process_time()
-        result = call()
-        return result, time.process_time() - start, None
-
     def _resident(self) -> int:
         if self._can_reset:
             return _status_bytes("VmRSS")
@@ -73,9 +71,9 @@ class CPUGauge:
 
 
 class CUDAGauge:
-    """Seconds between CUDA events beside the CPU seconds, and the peak of PyTorch's GPU allocations."""
+    """The peak of PyTorch's GPU allocations."""
 
-    clock = "CUDA events (device) and time.process_time (CPU)"
+    clock = "CUDA events"
     memory = "torch.cuda.max_memory_allocated, reset before each measurement"
 
     def start(self) -> None:
@@ -89,18 +87,6 @@ class CUDAGauge:
     def extra_bytes(self) -> int:
         """Peak of allocated GPU memory since :meth:`start`, beyond what was allocated then."""
         return max(0, torch.cuda.max_memory_allocated() - self._before)
-
-    def time(self, call: Callable[[], object]) -> tuple[object, float, float]:
-        """Run ``call``; return its result, CPU seconds, and seconds on the device."""
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start = time.process_time()
-        first.record()
-        result = call()
-        last.record()
-        cpu = time.process_time() - start
-        torch.cuda.synchronize()
-        return result, cpu, first.elapsed_time(last) / 1e3
 
 
 def gauge_for(device: str) -> CPUGauge | CUDAGauge:
@@ -116,37 +102,151 @@ def gauge_for(device: str) -> CPUGauge | CUDAGauge:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """Seconds of a forward pass, of its backward pass, and of both together."""
+
+    forward: float
+    backward: float
+    both: float
+
+
+@dataclass(frozen=True)
 class Sample:
     """One forward and backward pass.
 
     Attributes:
         loss: Value of the loss.
-        cpu: CPU seconds of the forward and of the backward pass.
-        device: Device seconds of the same two, or None on the CPU.
+        cpu: CPU seconds.
         extra_bytes: Peak memory beyond what was held before the forward pass.
     """
 
     loss: float
-    cpu: tuple[float, float]
-    device: tuple[float, float] | None
+    cpu: Passes
     extra_bytes: int
 
 
-def sample(loss: Callable[[], torch.Tensor], gauge: CPUGauge | CUDAGauge) -> Sample:
-    """Measure one forward and one backward pass.
+def sample(loss: Callable[[], Tensor], gauge: CPUGauge) -> Sample:
+    """Measure one forward and one backward pass by the CPU time of the process.
 
     Args:
         loss: Computes the loss, attached to the graph.
-        gauge: What measures.
+        gauge: What measures the memory.
 
     Returns:
         The times, the memory and the value.
     """
     gauge.start()
-    value, cpu_forward, device_forward = gauge.time(loss)
-    _, cpu_backward, device_backward = gauge.time(value.backward)
-    device = None if device_forward is None else (device_forward, device_backward)
-    return Sample(value.item(), (cpu_forward, cpu_backward), device, gauge.extra_bytes())
+    start = time.process_time()
+    value = loss()
+    middle = time.process_time()
+    value.backward()
+    end = time.process_time()
+    return Sample(value.item(), Passes(middle - start, end - middle, end - start), gauge.extra_bytes())
+
+
+def timed_passes(
+    steps: Iterable[tuple[Callable[[], Tensor], Callable[[], None]]], device: str, *, seconds: float, most: int
+) -> list[Passes]:
+    """Time forward and backward passes by the clock of the device.
+
+    On a GPU, events are recorded around the passes and read at the end, so that the queue never runs empty between
+    the kernels of a pass; the gradients are dropped between the passes, outside the time.
+
+    Args:
+        steps: Endless pairs of a function that computes the loss and one that drops the gradients.
+        device: ``"cpu"``, where wall-clock time is taken, or a CUDA device.
+        seconds: Wall-clock time after which no further pass starts; at least two are made.
+        most: Largest number of passes.
+
+    Returns:
+        The passes in order.
+    """
+    stamp, elapsed = _event_clock() if device != "cpu" else (time.perf_counter, lambda first, last: last - first)
+    stamps, start = [], time.monotonic()
+    for loss, clear in itertools.islice(steps, most):
+        first = stamp()
+        value = loss()
+        middle = stamp()
+        value.backward()
+        stamps.append((first, middle, stamp()))
+        clear()
+        if len(stamps) >= 2 and _waited(stamps[-2], device) - start > seconds:
+            break
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return [Passes(elapsed(a, b), elapsed(b, c), elapsed(a, c)) for a, b, c in stamps]
+
+
+def _waited(stamps: tuple[Any, ...], device: str) -> float:
+    """The time once the pass before the last has ended; one pass stays queued."""
+    if device != "cpu":
+        stamps[-1].synchronize()
+    return time.monotonic()
+
+
+def _event_clock() -> tuple[Callable[[], torch.cuda.Event], Callable[[Any, Any], float]]:
+    def stamp() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    return stamp, lambda first, last: first.elapsed_time(last) / 1e3
+
+
+def median_passes(passes: list[Passes]) -> Passes:
+    """Return the medians of each of the three times.
+
+    Args:
+        passes: At least one.
+
+    Returns:
+        Forward, backward and both, each its own median.
+    """
+    return Passes(*(statistics.median(getattr(p, name) for p in passes) for name in ("forward", "backward", "both")))
+
+
+def matrix_ceiling(dtype: torch.dtype, device: str, *, size: int | None = None) -> float:
+    """Measure the speed of a square matrix product, the ceiling for everything made of matrix products.
+
+    Args:
+        dtype: Floating dtype.
+        device: ``"cpu"`` or a CUDA device.
+        size: Rows of the matrices; default 8192 on a GPU and 512 on a CPU.
+
+    Returns:
+        The best of 20 products, in operations per second.
+    """
+    size = size or (512 if device == "cpu" else 8192)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b), device)
+
+
+def copy_bandwidth(device: str, *, size: int | None = None) -> float:
+    """Measure the speed of a copy within the device's memory.
+
+    Args:
+        device: ``"cpu"`` or a CUDA device.
+        size: Bytes to copy; default 4 GiB on a GPU and 64 MiB on a CPU.
+
+    Returns:
+        The best of 20 copies, in bytes per second, read and written bytes counted.
+    """
+    size = size or (64 << 20 if device == "cpu" else 4 << 30)
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * size / _best_seconds(lambda: target.copy_(source), device)
+
+
+def _best_seconds(call: Callable[[], object], device: str, *, count: int = 20) -> float:
+    stamp, elapsed = _event_clock() if device != "cpu" else (time.perf_counter, lambda first, last: last - first)
+    call()
+    stamps = [stamp()]
+    for _ in range(count):
+        call()
+        stamps.append(stamp())
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return min(elapsed(first, last) for first, last in itertools.pairwise(stamps))
 
 
 def _status_bytes(field: str) -> int:

@@ -26,6 +26,10 @@ class BenchmarkError(RuntimeError):
     """A worker process failed; the message ends with what the worker said."""
 
 
+class OutOfTimeError(BenchmarkError):
+    """A worker process was not done in time and was ended."""
+
+
 def run_worker(module: str, spec: dict[str, Any], *, threads: int, timeout: float) -> dict[str, Any]:
     """Start ``python -m module '<JSON of spec>'`` and read the JSON object on the last line it prints.
 
@@ -47,7 +51,7 @@ def run_worker(module: str, spec: dict[str, Any], *, threads: int, timeout: floa
     try:
         done = subprocess.run(
             command,
-            env=_environment(threads),
+            env=thread_environment(threads),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -77,7 +81,7 @@ class Nursery:
         self._files = {name: Path(self._folder.name) / name for name in ("out", "err")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, "--serve"],
-            env=_environment(threads),
+            env=thread_environment(threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -127,24 +131,40 @@ class Nursery:
         return _answer(label, subprocess.CompletedProcess([], int(status), out, err))
 
 
-def _environment(threads: int) -> dict[str, str]:
+def thread_environment(threads: int) -> dict[str, str]:
+    """Return this process's environment with the thread variables of the numerical libraries set.
+
+    Args:
+        threads: Their value.
+
+    Returns:
+        The environment for a new process.
+    """
     return os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
 
 
-def _too_slow(label: str, timeout: float) -> BenchmarkError:
-    return BenchmarkError(f"{label}: the worker was ended after {timeout:g} s; pass a larger timeout")
+def _too_slow(label: str, timeout: float) -> OutOfTimeError:
+    return OutOfTimeError(f"{label}: the worker was ended after {timeout:g} s; pass a larger timeout")
 
 
 def _answer(label: str, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     if done.returncode != 0:
-        raise BenchmarkError(f"{label}: {_reason(done)}")
+        raise BenchmarkError(f"{label}: {reason(done)}")
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise BenchmarkError(f"{label}: the worker printed no result, but: {done.stdout[-500:]!r}") from None
 
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
+def reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Say why a process failed.
+
+    Args:
+        done: A process that ended with another status than 0.
+
+    Returns:
+        The signal, or the last line of its standard error, followed by the lines before it.
+    """
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         hint = "; most likely the machine ran out of memory" if name == "SIGKILL" else ""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lossbook.bench.files import read_json, slug, write_json
+from lossbook.bench.roofline import EXACT_PRODUCTS, filtered_products
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _RATIOS = ("cpu_seconds", "device_seconds", "peak_extra_bytes")
 _MIB = 2**20
+_SUFFIX = {"both": "", "forward": "_forward", "backward": "_backward"}
+_KIND = "cce"
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,24 @@ class CCERow:
     Attributes:
         method: Name, a key of :data:`lossbook.bench.METHODS`.
         not_available: Why the method could not run here; None if it ran. All figures are None if it did not.
-        cpu_seconds: CPU seconds of all threads, forward and backward together.
+        cpu_seconds: CPU seconds of all threads, forward and backward together; None on a GPU.
         cpu_seconds_forward: CPU seconds of the forward pass.
         cpu_seconds_backward: CPU seconds of the backward pass.
         device_seconds: Seconds on the GPU, forward and backward together; None on the CPU.
         device_seconds_forward: Seconds on the GPU in the forward pass.
         device_seconds_backward: Seconds on the GPU in the backward pass.
+        spread: Largest minus smallest of the repeats' times, forward and backward together, relative to the median.
         peak_extra_bytes: Largest peak memory beyond what was held before the call, gradients included.
         gradient_bytes: Size of the two gradients, which no method can avoid.
-        loss: Mean loss over all rows, in nats.
+        loss: Mean loss over all rows, in nats; None if it was not recorded.
         loss_error: Relative error of the loss against float64 on a slice of the rows.
         e_gradient_error: Relative Frobenius error of the gradient of the hidden states on that slice.
         c_gradient_error: Relative Frobenius error of the gradient of the classifier on that slice.
+        kept: Fractions that the method's gradient filter keeps for the gradients of the hidden states and of the
+            classifier; None for a method without a filter.
+        floor_seconds: Least seconds for forward and backward at this accuracy, from
+            :func:`~lossbook.bench.roofline.filtered_products` (3 products without a filter) and the ceiling measured in
+            the same run; None where none was measured.
         samples: The single repeats, as measured.
     """
 
@@ -48,21 +59,50 @@ class CCERow:
     device_seconds: float | None = None
     device_seconds_forward: float | None = None
     device_seconds_backward: float | None = None
+    spread: float | None = None
     peak_extra_bytes: int | None = None
     gradient_bytes: int | None = None
     loss: float | None = None
     loss_error: float | None = None
     e_gradient_error: float | None = None
     c_gradient_error: float | None = None
+    kept: tuple[float, float] | None = None
+    floor_seconds: float | None = None
     samples: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def floor_ratio(self) -> float | None:
+        """Time of forward and backward over its floor, at least 1 up to noise; None without either."""
+        if self.floor_seconds is None or self.device_seconds is None:
+            return None
+        return self.device_seconds / self.floor_seconds
+
+    @property
+    def error(self) -> float | None:
+        """The larger one of the two gradients' relative errors; None if they were not measured."""
+        return None if self.e_gradient_error is None else max(self.e_gradient_error, self.c_gradient_error)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of forward and backward by the clock of the run: the GPU's, or the CPU time of the process."""
+        return self.cpu_seconds if self.device_seconds is None else self.device_seconds
+
     @classmethod
-    def from_answer(cls, method: str, answer: dict[str, Any]) -> CCERow:
+    def from_answer(
+        cls,
+        method: str,
+        answer: dict[str, Any],
+        *,
+        kept: tuple[float, float] | None = None,
+        product_seconds: float | None = None,
+    ) -> CCERow:
         """Make the row of a method from its worker's answer.
 
         Args:
             method: Name of the method.
-            answer: What :func:`lossbook.bench.process.run_worker` returned.
+            answer: ``{"not_available": reason}``, or samples, errors and sizes.
+            kept: What the method's filter keeps.
+            product_seconds: Seconds that one product of ``2 N V D`` operations takes at the ceiling of the device.
 
         Returns:
             The row.
@@ -70,21 +110,23 @@ class CCERow:
         if "not_available" in answer:
             return cls(method, not_available=answer["not_available"])
         samples, accuracy = answer["samples"], answer["accuracy"] or {}
-        figures: dict[str, float] = {}
-        for clock, name in (("cpu", "cpu_seconds"), ("device", "device_seconds")):
-            if samples[0][clock] is not None:
-                figures[name] = statistics.median(sum(sample[clock]) for sample in samples)
-                figures[f"{name}_forward"] = statistics.median(sample[clock][0] for sample in samples)
-                figures[f"{name}_backward"] = statistics.median(sample[clock][1] for sample in samples)
+        clock = "cpu" if "cpu" in samples[0] else "device"
+        times = [sample[clock] for sample in samples]
+        medians = {part: statistics.median(time[part] for time in times) for part in ("both", "forward", "backward")}
+        both = [time["both"] for time in times]
+        products = EXACT_PRODUCTS if kept is None else filtered_products(*kept)
         return cls(
             method,
-            **figures,
+            **{f"{clock}_seconds{_SUFFIX[part]}": seconds for part, seconds in medians.items()},
+            spread=(max(both) - min(both)) / medians["both"] if medians["both"] else None,
             peak_extra_bytes=max(sample["extra_bytes"] for sample in samples),
             gradient_bytes=answer["gradient_bytes"],
             loss=samples[0]["loss"],
             loss_error=accuracy.get("loss"),
             e_gradient_error=accuracy.get("e_gradient"),
             c_gradient_error=accuracy.get("c_gradient"),
+            kept=kept,
+            floor_seconds=None if product_seconds is None else products * product_seconds,
             samples=tuple(samples),
         )
 
@@ -95,8 +137,10 @@ class CCEReport:
 
     Attributes:
         settings: The arguments of the run.
-        environment: Versions, processor or GPU, clock and memory gauge.
-        data: Facts about the inputs: their scale and the fraction of softmax entries of at least 2^-12.
+        environment: Versions, processor or GPU, driver, clock, memory gauge and, where measured, the ceiling of matrix
+            products in 10^12 operations per second (``matrix_tflops``).
+        data: Facts about the inputs: their scale, the fraction of softmax entries of at least 2^-12, and the fractions
+            of columns and tiles that reach each threshold.
         rows: One :class:`CCERow` for each method, in the order asked for.
         date: Day of the run, ISO 8601, UTC.
         name: Name of the benchmark.
@@ -155,8 +199,7 @@ class CCEReport:
     @property
     def device_slug(self) -> str:
         """``"cpu"``, or the GPU's name in a form fit for a file name."""
-        gpu = self.environment.get("gpu")
-        return "cpu" if gpu is None else "-".join(gpu.lower().replace("/", " ").split())
+        return slug(self.environment)
 
     @property
     def file_name(self) -> str:
@@ -172,17 +215,7 @@ class CCEReport:
         Returns:
             The file written.
         """
-        path = Path(path)
-        if path.is_dir():
-            path /= self.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_reports([self], path)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> CCEReport:
@@ -195,52 +228,93 @@ class CCEReport:
             An equal report.
 
         Raises:
-            ValueError: If the file is not such a report.
+            ValueError: If the file does not hold exactly one such report.
+        """
+        reports = read_reports(path)
+        if len(reports) != 1:
+            raise ValueError(f"path must hold one benchmark report, got {len(reports)} in {path}")
+        return reports[0]
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> CCEReport:
+        """Make a report from what :func:`dataclasses.asdict` made of it.
+
+        Args:
+            content: The attributes, as JSON holds them.
+
+        Returns:
+            An equal report.
+
+        Raises:
+            ValueError: If that is something else.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = tuple(CCERow(**row | {"samples": tuple(row["samples"])}) for row in content.pop("rows"))
-            return cls(rows=rows, **content)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"path must hold a benchmark report, got {path}: {error}") from error
+            rows = []
+            for row in content["rows"]:
+                kept = row["kept"] and tuple(row["kept"])
+                rows.append(CCERow(**row | {"samples": tuple(row["samples"]), "kept": kept}))
+            return cls(**content | {"rows": tuple(rows)})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"content must be that of a benchmark report: {error!r}") from error
 
     def table(self) -> Table:
         """Return the figures as a table to print with rich or to show in a notebook.
 
         Returns:
             One line for each method; ratios are to ``dense`` where it was measured, the error is the larger one of
-            the two gradients' relative errors.
+            the two gradients' relative errors, and memory is the peak without the gradients.
         """
         from rich import box
         from rich.table import Table
 
         on_gpu = self.device_slug != "cpu"
-        clock, unit, factor = ("device_seconds", "GPU ms", 1e3) if on_gpu else ("cpu_seconds", "CPU s", 1.0)
-        environment = self.environment
+        unit, factor = ("ms", 1e3) if on_gpu else ("CPU s", 1.0)
         missing = [f"{row.method} is not available: {row.not_available}" for row in self.rows if row.not_available]
-        facts = f"{environment.get('device_name')}, torch {environment.get('torch')}"
         table = Table(
-            title="N={n} V={vocab} D={dim} {dtype} {data}, {threads} thread(s)".format(**self.settings),
-            caption="\n".join([facts, *missing]),
+            title="N={n} V={vocab} D={dim} {dtype} {data}".format(**self.settings) + self.density_text(", "),
+            caption="\n".join([self.device_text(), *missing]),
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
         table.add_column("method", no_wrap=True)
-        for heading in (unit, "fwd", "bwd", "x dense", "peak MiB", "x dense", "loss", "error"):
+        for heading in (unit, "fwd", "bwd", "+-", "x dense", "x floor", "MiB", "x dense", "error"):
             table.add_column(heading, justify="right")
         for row in self.rows:
             if row.not_available is None:
-                table.add_row(row.method, *self._cells(row, clock, factor))
+                table.add_row(row.method, *self._cells(row, factor))
         return table
 
-    def _cells(self, row: CCERow, clock: str, factor: float) -> tuple[str, ...]:
+    def density_text(self, before: str = "") -> str:
+        """Return the share of softmax entries that reach 2^-12 as text.
+
+        Args:
+            before: Put in front of the text if there is one.
+
+        Returns:
+            The sentence, or an empty text if nothing was measured.
+        """
+        density = self.data.get("entry_density")
+        return "" if density is None else f"{before}{density:.3%} of probabilities >= 2^-12"
+
+    def device_text(self) -> str:
+        """Return device and versions, without which no absolute time may be shown."""
+        facts = self.environment
+        names = (
+            ("CUDA", "cuda"), ("driver", "driver"), ("torch", "torch"), ("triton", "triton"), ("lossbook", "lossbook")
+        )  # fmt: skip
+        versions = [f"{label} {facts[key]}" for label, key in names if facts.get(key)]
+        return ", ".join([str(facts.get("device_name")), *versions])
+
+    def _cells(self, row: CCERow, factor: float) -> tuple[str, ...]:
+        clock = "cpu_seconds" if row.device_seconds is None else "device_seconds"
         return (
             *(f"{factor * getattr(row, clock + part):.3f}" for part in ("", "_forward", "_backward")),
+            "" if row.spread is None else f"{row.spread:.0%}",
             self.ratio_text(row.method, clock),
-            f"{row.peak_extra_bytes / _MIB:.0f}",
+            "" if row.floor_ratio is None else f"{row.floor_ratio:.2f}",
+            f"{(row.peak_extra_bytes - row.gradient_bytes) / _MIB:.0f}",
             self.ratio_text(row.method, "peak_extra_bytes"),
-            f"{row.loss:.5f}",
-            "–" if row.e_gradient_error is None else f"{max(row.e_gradient_error, row.c_gradient_error):.0e}",
+            "–" if row.error is None else f"{row.error:.0e}",
         )
 
     def ratio_text(self, method: str, what: str) -> str:
@@ -257,3 +331,40 @@ class CCEReport:
             return f"{self.ratio(method, what=what):.2f}"
         except ValueError:
             return ""
+
+
+def write_reports(reports: Sequence[CCEReport], path: str | os.PathLike[str]) -> Path:
+    """Write reports of one device as one JSON file: a complete file or none, never half of one.
+
+    Args:
+        reports: At least one.
+        path: File to write; an existing directory means :attr:`CCEReport.file_name` in it.
+
+    Returns:
+        The file written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= reports[0].file_name
+    return write_json({"benchmark": _KIND, "reports": [asdict(report) for report in reports]}, path)
+
+
+def read_reports(path: str | os.PathLike[str]) -> list[CCEReport]:
+    """Read the reports that :func:`write_reports` wrote.
+
+    Args:
+        path: File to read.
+
+    Returns:
+        Equal reports.
+
+    Raises:
+        ValueError: If the file is something else.
+    """
+    content = read_json(path)
+    try:
+        if content["benchmark"] != _KIND:
+            raise ValueError(f"its benchmark is {content['benchmark']!r}")
+        return [CCEReport.from_dict(report) for report in content["reports"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"path must hold a benchmark report, got {path}: {error}") from error

@@ -19,9 +19,14 @@ def make(rows=200, vocab=70, features=6, *, bias=False, dtype=torch.float64, ign
     return e, c, b if bias else None, target
 
 
-def logits(e, c, bias=None, softcap=None):
+def logits(e, c, bias=None, softcap=None, temperature=1.0):
     z = e @ c.T if bias is None else e @ c.T + bias
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
+    return (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
+
+
+def entropy(z, target):
+    """Entropy of each row's softmax as torch's own distributions have it; zero at ignored rows."""
+    return torch.distributions.Categorical(logits=z).entropy() * (target != IGNORED)
 
 
 def naive(
@@ -31,13 +36,14 @@ def naive(
     bias=None,
     *,
     softcap=None,
+    temperature=1.0,
     reduction="mean",
     label_smoothing=0.0,
     z_loss=0.0,
     weight=None,
 ):
     """``F.cross_entropy`` of the logits, plus the z-loss with the same denominator."""
-    z = logits(e, c, bias, softcap)
+    z = logits(e, c, bias, softcap, temperature)
     loss = F.cross_entropy(z, target, weight=weight, reduction=reduction, label_smoothing=label_smoothing)
     valid = target != IGNORED
     penalty = z_loss * z.logsumexp(-1).square() * valid

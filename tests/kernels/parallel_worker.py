@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cce_reference import gradients, make, naive, relative
+from cce_reference import IGNORED, gradients, make, naive, relative
 
 from lossbook.kernels import VocabParallel, cut_cross_entropy
 
@@ -17,11 +17,12 @@ CASES = [
     for options in (
         {},
         {"label_smoothing": 0.1},
-        {"z_loss": 0.05, "softcap": 4.0},
+        {"z_loss": 0.05, "softcap": 4.0, "temperature": 0.7},
         {"label_smoothing": 0.1, "softcap": 4.0, "weight": torch.linspace(0.2, 2, VOCAB, dtype=torch.float64)},
-        {"chunk_bytes": 1},
+        {"chunk_bytes": 1, "temperature": 2.0},
     )
 ]
+ALL_RESULTS = {"return_lse": True, "return_entropy": True, "return_argmax": True}
 
 
 def spawn(function, processes, folder):
@@ -70,18 +71,21 @@ def check_cases(e, c, b, target, shard):
     for options in CASES:
         expected_options = {key: value for key, value in options.items() if key != "chunk_bytes"}
         own_e, own_c, own_b = local_leaves(e, c, b, shard)
-        loss, lse = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, return_lse=True, **options)
-        whole, whole_lse = cut_cross_entropy(e, c, target, b, return_lse=True, impl="dense", **expected_options)
-        torch.testing.assert_close(whole, naive(e, c, target, b, **expected_options), rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(loss, whole, rtol=1e-12, atol=1e-13, msg=str(options))
-        torch.testing.assert_close(lse, whole_lse, rtol=1e-12, atol=1e-13)
-        # A random upstream gradient, the same on every process, for the loss and through the log-sum-exp.
+        *ours, argmax = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, **ALL_RESULTS, **options)
+        *whole, expected = cut_cross_entropy(e, c, target, b, impl="dense", **ALL_RESULTS, **expected_options)
+        torch.testing.assert_close(whole[0], naive(e, c, target, b, **expected_options), rtol=1e-12, atol=1e-13)
+        for value, want in zip(ours, whole, strict=True):
+            torch.testing.assert_close(value, want, rtol=1e-12, atol=1e-13, msg=str(options))
+        assert torch.equal(argmax, expected), options
+        # A random upstream gradient, the same on every process, for the loss, the log-sum-exp and the entropy.
         generator = torch.Generator().manual_seed(1)
-        up = torch.rand(loss.shape, generator=generator, dtype=loss.dtype)
-        up_lse = torch.rand(lse.shape, generator=generator, dtype=lse.dtype)
-        got = gradients((loss * up).sum() + (lse * up_lse).sum(), own_e, own_c, own_b)
-        want = gradients((whole * up).sum() + (whole_lse * up_lse).sum(), e, c, b)
+        upstream = [torch.randn(value.shape, generator=generator, dtype=value.dtype) for value in ours]
+        got, want = (sum((x * up).sum() for x, up in zip(values, upstream, strict=True)) for values in (ours, whole))
+        got, want = gradients(got, own_e, own_c, own_b), gradients(want, e, c, b)
         assert relative(got, (want[0], want[1][rows], want[2][rows])) < 1e-12, options
+        # Without what was not asked for, the rest is the same.
+        loss = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, **options)
+        torch.testing.assert_close(loss, ours[0], rtol=1e-14, atol=0)
 
 
 def frozen_sides_and_low_precision(rank, processes):
@@ -102,6 +106,53 @@ def frozen_sides_and_low_precision(rank, processes):
     (exact,) = torch.autograd.grad(naive(exact_e, c.detach().bfloat16().double(), target), exact_e)
     rounding = relative([exact.bfloat16().double()], [exact])
     assert relative([low_e.grad.double()], [exact]) <= 1.05 * rounding + 1e-6
+
+
+def equal_logits_masked_shards_and_broken_rows(rank, processes):
+    """The argmax is the first of equal logits over all processes; a process may have nothing but masked words."""
+    shard = VocabParallel.from_vocab(VOCAB)
+    rows = slice(shard.start, shard.stop)
+    e, c, b, target = make(40, VOCAB, 5, bias=True)
+    zeros = torch.zeros_like(c[rows])
+    *_, argmax = cut_cross_entropy(e, zeros, target, vocab_parallel=shard, **ALL_RESULTS)
+    assert torch.equal(argmax, torch.where(target == IGNORED, -1, 0))
+    copies = c.detach()[: VOCAB // 4].repeat(5, 1)[:VOCAB]
+    *_, argmax = cut_cross_entropy(e, copies[rows], target, vocab_parallel=shard, **ALL_RESULTS)
+    assert (argmax < VOCAB // 4).all()
+    with torch.no_grad():
+        b[: -(-VOCAB // processes)] = -torch.inf  # all words of the first process, if there are others
+        b[-2:] = 0
+        target.fill_(VOCAB - 1)[::7] = IGNORED
+    own_e, own_c, own_b = local_leaves(e, c, b, shard)
+    *ours, argmax = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, **ALL_RESULTS)
+    *whole, expected = cut_cross_entropy(e, c, target, b, impl="dense", **ALL_RESULTS)
+    torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-13)
+    assert torch.equal(argmax, expected)
+    got, want = (
+        gradients(sum(x.sum() for x in values), *at)
+        for values, at in ((ours, (own_e, own_c, own_b)), (whole, (e, c, b)))
+    )
+    assert relative(got, (want[0], want[1][rows], want[2][rows])) < 1e-12
+    with torch.no_grad():
+        own_e[3] = torch.nan
+    *values, argmax = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, **ALL_RESULTS)
+    assert all(value[3].isnan() for value in values[1:]) and argmax[3] < VOCAB
+
+
+def one_process_may_hold_a_partial_gradient(rank, processes):
+    """Without the sum over the processes each keeps its own part of the gradient of ``e``; the parts add up."""
+    e, c, b, target = make(60, VOCAB, bias=True)
+    results = {}
+    for reduce_e_grad in (True, False):
+        shard = VocabParallel.from_vocab(VOCAB, None, reduce_e_grad)
+        own_e, own_c, own_b = local_leaves(e, c, b, shard)
+        loss, ours = cut_cross_entropy(own_e, own_c, target, own_b, vocab_parallel=shard, return_entropy=True)
+        results[reduce_e_grad] = gradients(loss + ours.sum(), own_e, own_c, own_b)
+    (whole, *others), (part, *same) = results[True], results[False]
+    assert all(torch.equal(x, y) for x, y in zip(others, same, strict=True))
+    assert processes == 1 or relative([part], [whole]) > 1e-3
+    dist.all_reduce(part)
+    assert relative([part], [whole]) < 1e-14
 
 
 def gaps_and_targets_are_checked(rank, processes):
@@ -138,6 +189,8 @@ ALL = (
     equals_the_whole_vocabulary,
     uneven_shards_and_a_process_without_targets,
     frozen_sides_and_low_precision,
+    equal_logits_masked_shards_and_broken_rows,
+    one_process_may_hold_a_partial_gradient,
     gaps_and_targets_are_checked,
     second_derivative_raises,
 )

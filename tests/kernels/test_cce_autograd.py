@@ -91,6 +91,7 @@ def test_gradients_from_the_forward_are_handed_over_without_a_copy(monkeypatch):
         lambda e, c, b, t: cut_cross_entropy(e, c, t, b),
         lambda e, c, b, t: cut_cross_entropy(e, c, t, b, reduction="none").sum() * e.sum(),
         lambda e, c, b, t: cut_cross_entropy(e, c, t, b, return_lse=True)[1].sum(),
+        lambda e, c, b, t: cut_cross_entropy(e, c, t, b, return_entropy=True)[1].sum(),
         lambda e, c, b, t: linear_logsumexp(e, c, b).sum(),
         lambda e, c, b, t: indexed_dot(e, c, t).sum(),
     ],
@@ -112,7 +113,7 @@ def test_gradient_penalty_through_backward_raises(reduction):
 
 def test_dense_is_differentiable_twice():
     e, c, b, target = make(4, 5, 3, bias=True, ignored=3)
-    options = {"softcap": 2.0, "label_smoothing": 0.1, "z_loss": 0.1}
+    options = {"softcap": 2.0, "temperature": 0.7, "label_smoothing": 0.1, "z_loss": 0.1, "return_entropy": True}
     assert torch.autograd.gradgradcheck(
         lambda e, c, b: cut_cross_entropy(e, c, target, b, impl="dense", **options), (e, c, b)
     )
@@ -151,6 +152,9 @@ def test_backward_inside_autocast():
         {"return_lse": True},
         {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0},
         {"shift": 2, "filter_eps": "fast"},
+        {"temperature": 0.7},
+        {"temperature": 0.7, "return_entropy": True, "return_argmax": True},
+        {"temperature": 0.7, "return_entropy": True, "return_argmax": True, "impl": "dense"},
         {"impl": "dense"},
         {"impl": "dense", "filter_eps": 0.01},
     ],
@@ -161,7 +165,7 @@ def test_compiles_into_one_graph(options):
 
     def objective(e, c, b):
         result = cut_cross_entropy(e, c, target, b, **options)
-        return sum(value.sum() for value in result) if options.get("return_lse") else result.sum()
+        return sum(value.sum() for value in result) if isinstance(result, tuple) else result.sum()
 
     torch._dynamo.reset()
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
@@ -210,8 +214,11 @@ def test_fake_tensors():
     with FakeTensorMode():
         e, c = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
         target = torch.zeros(4, dtype=torch.int64)
-        loss, lse = cut_cross_entropy(e, c, target, reduction="none", return_lse=True)
-        assert loss.shape == lse.shape == (4,)
+        results = cut_cross_entropy(
+            e, c, target, reduction="none", return_lse=True, return_entropy=True, return_argmax=True
+        )
+        assert all(value.shape == (4,) for value in results)
+        assert [value.dtype for value in results] == [torch.float32] * 3 + [torch.int64]
         cut_cross_entropy(e, c, target).backward()
         assert c.grad.shape == (9, 8)
 
@@ -221,7 +228,7 @@ def _problem(e, c, b, target, **changes):
     return plain._replace(**changes)
 
 
-@pytest.mark.parametrize("case", ["plain", "everything", "lse"])
+@pytest.mark.parametrize("case", ["plain", "everything", "lse", "entropy", "argmax"])
 def test_opcheck_statistics(case):
     e, c, b, target = make(40, 37, 8, bias=True, dtype=torch.float32)
     arguments = {
@@ -241,6 +248,8 @@ def test_opcheck_statistics(case):
             want_argmax=True,
         ),
         "lse": _problem(e, c, None, None),
+        "entropy": _problem(e, c, b, target, want_mean=True),
+        "argmax": _problem(e, c, b, target, want_argmax=True),
     }[case]
     torch.library.opcheck(library.linear_statistics.overload, arguments)
 

@@ -52,6 +52,10 @@ VALUE_ERRORS = [
     ({"softcap": 0.0}, r"softcap must be > 0, got 0.0"),
     ({"softcap": -1}, r"softcap must be > 0, got -1"),
     ({"softcap": float("inf")}, r"softcap must be finite, got inf"),
+    ({"temperature": 0.0}, r"temperature must be > 0, got 0.0"),
+    ({"temperature": -0.5}, r"temperature must be > 0, got -0.5"),
+    ({"temperature": float("nan")}, r"temperature must be finite, got nan"),
+    ({"temperature": float("inf")}, r"temperature must be finite, got inf"),
     ({"label_smoothing": 1.0}, r"label_smoothing must lie in \[0, 1\), got 1.0"),
     ({"label_smoothing": -0.1}, r"label_smoothing must lie in \[0, 1\), got -0.1"),
     ({"z_loss": -1e-4}, r"z_loss must be >= 0, got -0.0001"),
@@ -77,6 +81,8 @@ TYPE_ERRORS = [
     ({"target": TARGET.int()}, r"target must have dtype torch.int64, got torch.int32"),
     ({"target": TARGET.float()}, r"target must have dtype torch.int64, got torch.float32"),
     ({"softcap": "30"}, r"softcap must be a number, got str '30'"),
+    ({"temperature": torch.tensor(1.0)}, r"temperature must be a number, got Tensor"),
+    ({"temperature": None}, r"temperature must be a number, got NoneType None"),
     ({"label_smoothing": None}, r"label_smoothing must be a number, got NoneType None"),
     ({"shift": 1.0}, r"shift must be an int, got float 1.0"),
     ({"ignore_index": "pad"}, r"ignore_index must be an int, got str 'pad'"),
@@ -186,6 +192,15 @@ def test_module_rejects_options_when_it_is_made():
         LinearCrossEntropy(3.0, 7)
     with pytest.raises(ValueError, match="filter_eps must be > 0"):
         LinearCrossEntropy(3, 7, filter_eps=-1.0)
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        LinearCrossEntropy(3, 7, temperature=0)
+
+
+def test_module_asks_for_triton_when_it_is_called(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    head = LinearCrossEntropy(3, 7, impl="triton")
+    with pytest.raises(ImplementationUnavailableError, match="impl='triton' cannot run"):
+        head(E, TARGET)
 
 
 def test_shards():

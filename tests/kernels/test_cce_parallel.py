@@ -19,10 +19,13 @@ def test_without_a_process_group_one_process_holds_everything():
     e, c, b, target = make(bias=True)
     shard = VocabParallel.from_vocab(len(c))
     assert (shard.start, shard.stop, shard.vocab_size()) == (0, len(c), len(c))
-    parallel = cut_cross_entropy(e, c, target, b, vocab_parallel=shard, label_smoothing=0.1)
-    alone = cut_cross_entropy(e, c, target, b, label_smoothing=0.1)
+    options = {"label_smoothing": 0.1, "temperature": 0.7, "return_entropy": True, "return_argmax": True}
+    *parallel, argmax = cut_cross_entropy(e, c, target, b, vocab_parallel=shard, **options)
+    *alone, expected = cut_cross_entropy(e, c, target, b, **options)
     torch.testing.assert_close(parallel, alone, rtol=1e-13, atol=0)
-    assert relative(gradients(parallel, e, c, b), gradients(alone, e, c, b)) < 1e-12
+    assert torch.equal(argmax, expected)
+    got, want = (gradients(loss + entropy.sum(), e, c, b) for loss, entropy in (parallel, alone))
+    assert relative(got, want) < 1e-12
 
 
 @pytest.mark.parametrize(("rows", "world"), [(101, 3), (8, 4), (5, 5), (50_257, 7)])

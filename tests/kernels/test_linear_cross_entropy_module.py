@@ -34,11 +34,14 @@ def test_every_keyword_reaches_the_function():
     weight = torch.linspace(0.5, 1.5, 70)
     options = {
         "softcap": 5.0,
+        "temperature": 0.8,
         "reduction": "none",
         "label_smoothing": 0.1,
         "z_loss": 0.1,
         "shift": 2,
         "return_lse": True,
+        "return_entropy": True,
+        "return_argmax": True,
         "filter_eps": 0.01,
         "filter_e": False,
         "filter_c": True,

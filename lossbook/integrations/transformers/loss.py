@@ -77,8 +77,7 @@ def patch(model: Model, **options: Any) -> Model:
     """
     causal = _causal_model(model)
     check_options(options)
-    current = vars(causal).get("forward")
-    if current is not None and not isinstance(current, LossForward):
+    if not isinstance(_own_forward(causal), LossForward | None):
         raise _unsupported(causal, "its forward method was replaced on the instance, for example by a device map")
     head = _head_name(causal)
     _check_structure(causal, head)
@@ -97,8 +96,8 @@ def unpatch(model: Model) -> Model:
 
     Raises:
         TypeError: If ``model`` is no model of Transformers.
-        ValueError: If something else, such as a wrapper of Accelerate for mixed precision, has replaced ``forward``
-            since, and has to be removed first.
+        ValueError: If something else, such as Accelerate's mixed precision, has replaced ``forward`` since and has to
+            be removed first; the message says how.
 
     Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -113,14 +112,15 @@ def unpatch(model: Model) -> Model:
         Chapter 17 (:doc:`/notebooks/17_cut_cross_entropy`) and the page :doc:`/book/transformers`.
     """
     causal = _causal_model(model)
-    current = vars(causal).get("forward")
-    if isinstance(current, LossForward):
-        del causal.forward
-    elif current is not None:
+    forward = _own_forward(causal)
+    if not isinstance(forward, LossForward | None):
         raise ValueError(
-            f"model must have the forward of its class or of patch, got {type(causal).__name__} with "
-            f"{current!r}; undo what replaced it, for example by accelerate.utils.extract_model_from_parallel"
+            f"model must have the forward of its class or of patch, got {type(causal).__name__} with {forward!r}; undo "
+            "what replaced it first, Accelerate's mixed precision by "
+            "accelerate.utils.extract_model_from_parallel(model, keep_fp32_wrapper=False)"
         )
+    if forward is not None:
+        del causal.forward
     return model
 
 
@@ -136,6 +136,8 @@ class LossForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output, its loss computed without logits if there are labels."""
         model = self.model()
+        if args and args[0] is model:
+            args = args[1:]  # bound to the model like a method, which Accelerate does when it takes its wrapper off
         forward = type(model).forward
         labels = args[self.labels_position] if len(args) > self.labels_position else kwargs.get("labels")
         if labels is None:
@@ -214,6 +216,12 @@ def _causal_model(model: nn.Module) -> PreTrainedModel:
             f"model must be a PreTrainedModel of Transformers or a PEFT model around one, got {type(model).__name__}"
         )
     return inner
+
+
+def _own_forward(model: PreTrainedModel) -> Any:
+    """What stands on the instance in place of the ``forward`` of its class, or None."""
+    forward = vars(model).get("forward")
+    return forward.__func__ if isinstance(forward, MethodType) else forward
 
 
 def _head_name(model: PreTrainedModel) -> str:

@@ -148,7 +148,7 @@ def _add_from_spans_(operands: Operands, slopes: Slopes, column_map: Tensor | No
         if filter_c:
             _drop_small_columns_(gradient, problem.eps_c)
         if gradients.c is not None:
-            gradients.c[start:stop].addmm_(by_row, e)
+            add_product_(gradients.c[start:stop], by_row, e)
         if gradients.bias is not None:
             gradients.bias[start:stop] += gradient.column_sum.sum(0)
 

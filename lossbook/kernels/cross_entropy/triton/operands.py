@@ -39,8 +39,8 @@ class Operands:
         return cls(
             problem,
             rows,
-            _unit_stride(take(problem.e, rows)),
-            _unit_stride(problem.c),
+            _multipliable(take(problem.e, rows)),
+            _multipliable(problem.c),
             None if problem.bias is None else problem.bias.contiguous(),
             None if problem.target is None else take(problem.target, rows).contiguous(),
         )
@@ -99,5 +99,9 @@ class Operands:
         return self.e.new_empty(shape, dtype=dtype)
 
 
-def _unit_stride(matrix: Tensor) -> Tensor:
+def _multipliable(matrix: Tensor) -> Tensor:
+    """The matrix with unit stride along its rows."""
+    if matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu":
+        # The interpreter multiplies the bit patterns of bfloat16 numbers as if they were integers.
+        matrix = matrix.float()
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] <= 1 else matrix.contiguous()

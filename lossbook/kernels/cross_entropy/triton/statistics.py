@@ -146,7 +146,7 @@ def statistics_kernel(
         p = tl.exp2(z - anchor[:, None])
         total = total * decay + tl.sum(p, 1)
         if mean_parts is not None:
-            weighted = weighted * decay + tl.sum(tl.where(p > 0, p * z, 0.0), 1)
+            weighted = weighted * decay + tl.sum(p * tl.where(p > 0, z, 0.0), 1)
         top = new_top
 
         if column_map is not None:
