@@ -289,7 +289,7 @@ def _add_to_e_(d_e: Tensor, operands: Operands, gradient: LogitGradient, listing
         hidden_gradient_kernel,
         _table(operands).hidden_gradient,
         _NAMES,
-        lambda meta: (operands.blocks, -(-operands.features // meta["BLOCK_FEATURES"])),
+        lambda meta: (-(-operands.features // meta["BLOCK_FEATURES"]), operands.blocks),
         _constants(operands)
         | {
             "values": gradient.values,
@@ -319,7 +319,7 @@ def _add_to_c_(gradients: Gradients, operands: Operands, gradient: LogitGradient
 
     def grid(meta: dict[str, Any]) -> tuple[int, int]:
         slices = 1 if gradients.c is None else -(-operands.features // meta["BLOCK_FEATURES"])
-        return padded // meta["BLOCK_COLUMNS"], slices
+        return slices, padded // meta["BLOCK_COLUMNS"]
 
     config.launch(
         classifier_gradient_kernel,

@@ -1,8 +1,8 @@
 """Tile shapes of the kernels: a shipped table, so that no first call pays for a search.
 
 Every first entry of a line compiles without spilling registers and within the shared memory of its target.  With
-``LOSSBOOK_AUTOTUNE=1`` Triton times all entries of a line on first use instead, once per width and size of the
-classifier, and keeps the winners in its cache.
+``LOSSBOOK_AUTOTUNE=1`` Triton times all entries of a line on first use instead, once per process, size and width of
+the classifier.
 """
 
 import functools
@@ -127,6 +127,25 @@ def describable(*matrices: Tensor) -> bool:
     )
 
 
+_TUNED: list[Any] = []
+
+
+def timings() -> list[dict[str, Any]]:
+    """What was timed in this process: for each kernel and key every candidate, in milliseconds, and the winner."""
+    return [
+        {
+            "kernel": tuned.base_fn.__name__,
+            "key": [str(part) for part in key],
+            "best": best.all_kwargs(),
+            "candidates": [
+                {**config.all_kwargs(), "ms": time} for config, time in (tuned.configs_timings or {}).items()
+            ],
+        }
+        for tuned in _TUNED
+        for key, best in tuned.cache.items()
+    ]
+
+
 def autotuning() -> bool:
     """Whether the environment asks to time the candidates."""
     return os.environ.get("LOSSBOOK_AUTOTUNE", "") not in ("", "0")
@@ -161,8 +180,9 @@ def _autotuned(kernel: Any, configs: tuple[Config, ...], names: tuple[str, ...],
         triton.Config(config.meta(names), config.num_warps, config.num_stages, pre_hook=_set_block_shapes)
         for config in configs
     ]
-    tuned = triton.autotune(candidates, key=["n_features", "n_columns"], restore_value=list(updates))
-    return tuned(kernel)
+    tuned = triton.autotune(candidates, key=["n_features", "n_columns"], restore_value=list(updates))(kernel)
+    _TUNED.append(tuned)
+    return tuned
 
 
 def _set_block_shapes(arguments: dict[str, Any]) -> None:

@@ -150,9 +150,10 @@ def hidden_gradient_kernel(
     peak is below ``eps`` are left out.  In a listed gradient a slot is a row; in a dense one the row is the column, and
     each block has a line of peaks.
     """
-    block = tl.program_id(0)
+    # Slices of one block run side by side: they read the same part of the gradient.
+    block = tl.program_id(1)
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    feature = tl.program_id(1) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
+    feature = tl.program_id(0) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     total = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), tl.float32)
     if not LISTED:
         values += block * BLOCK_ROWS
@@ -210,11 +211,11 @@ def classifier_gradient_kernel(
     The program of a tile and a slice of features walks the ``n_active`` blocks that keep any of its columns, listed in
     ``active``, sums in float32 and stores once: no atomics, and no accumulator as large as the classifier.
     """
-    tile = tl.program_id(0)
+    tile = tl.program_id(1)
     place = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     portion = tile * BLOCK_COLUMNS // PORTION
     inside = place < n_listed
-    feature = tl.program_id(1) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
+    feature = tl.program_id(0) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     value = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_COLUMNS, BLOCK_FEATURES), tl.float32)
     sums = tl.zeros((BLOCK_COLUMNS,), tl.float32)
@@ -238,6 +239,6 @@ def classifier_gradient_kernel(
         total += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
         tl.store(pointers, total.to(d_c.dtype.element_ty), mask=mask)
     if d_bias is not None:
-        if tl.program_id(1) == 0:
+        if tl.program_id(0) == 0:
             sums += tl.load(d_bias + column, mask=inside, other=0.0)
             tl.store(d_bias + column, sums, mask=inside)
