@@ -185,15 +185,16 @@ class _ParallelStatistics(torch.autograd.Function):
         with no_autocast(e):
             local = engine(problem.impl).forward_statistics(problem)
             joined = local if group is None else _join(problem, local, shard, group)
-        if problem.valid is not None:
-            joined = Statistics(*(None if value is None else value.where(problem.valid, 0) for value in joined))
-        *results, _ = joined
-        ctx.save_for_backward(*Saved(joined.lse, joined.mean_logit, local.column_map))
+        lse, target_logit, logit_sum, mean_logit, argmax = (
+            value if value is None or problem.valid is None else value.where(problem.valid, 0) for value in joined[:-1]
+        )
+        # The map of columns stays this process's own.
+        ctx.save_for_backward(*Saved(lse, mean_logit, local.column_map))
         ctx.problem, ctx.group = problem, group if shard.reduce_e_grad else None
-        if joined.argmax is not None:
-            ctx.mark_non_differentiable(joined.argmax)
+        if argmax is not None:
+            ctx.mark_non_differentiable(argmax)
         ctx.set_materialize_grads(False)
-        return tuple(results)
+        return lse, target_logit, logit_sum, mean_logit, argmax
 
     @staticmethod
     def backward(

@@ -89,7 +89,8 @@ class Statistics(NamedTuple):
         lse: Log-sum-exp, zero at rows that are not valid, like the others.
         target_logit: Logit of the target.
         logit_sum: Logits summed with the class weights.
-        mean_logit: Mean logit under the softmax, :math:`\sum_v p_v z_v`; ``lse - mean_logit`` is the entropy.
+        mean_logit: Mean logit under the softmax, :math:`\sum_v p_v z_v`, not above ``lse``: their difference is the
+            entropy.
         argmax: Column of the largest logit, the first of several, int64.
         column_map: What an engine records for its own backward pass, of any shape and dtype.
     """
