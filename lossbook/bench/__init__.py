@@ -1,24 +1,46 @@
-"""Side-by-side benchmarks in which every method runs in a fresh process of its own.
+"""Side-by-side benchmarks of the kernels and their peers.
 
-A measurement taken in a process that has already run something else is biased: memory the allocator kept, threads
-already spinning, caches already warm.  :func:`cce` therefore starts one new Python for each method, measures there,
-and collects the answers in a :class:`CCEReport`.
+On the CPU a measurement taken in a process that has already run something else is biased: memory the allocator kept,
+threads already spinning, caches already warm.  :func:`cce` therefore starts one new Python for each method there.  On
+a GPU, whose speed drifts with its temperature, the methods take turns in one process.  :func:`run_gpu` is the
+unattended run for a short time on a GPU.
 
 Importing this package loads neither PyTorch nor the command line; both are imported when they are needed.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from lossbook.bench.cross_entropy import cce
+from lossbook.bench.cross_entropy import DENSITIES, cce
+from lossbook.bench.gpu import GPURun, run_gpu
 from lossbook.bench.methods import METHODS
 from lossbook.bench.process import BenchmarkError
-from lossbook.bench.report import markdown_table
-from lossbook.bench.results import CCEReport, CCERow
+from lossbook.bench.report import floors_table, markdown_table
+from lossbook.bench.results import CCEReport, CCERow, read_reports, write_reports
+from lossbook.bench.roofline import Roofline, roofline
+from lossbook.bench.shapes import SHAPES, Shape
 
 if TYPE_CHECKING:
     from lossbook.bench.cli import cli_app
 
-__all__ = ["METHODS", "BenchmarkError", "CCEReport", "CCERow", "cce", "cli_app", "markdown_table"]
+__all__ = [
+    "DENSITIES",
+    "METHODS",
+    "SHAPES",
+    "BenchmarkError",
+    "CCEReport",
+    "CCERow",
+    "GPURun",
+    "Roofline",
+    "Shape",
+    "cce",
+    "cli_app",
+    "floors_table",
+    "markdown_table",
+    "read_reports",
+    "roofline",
+    "run_gpu",
+    "write_reports",
+]
 
 
 def __getattr__(name: str) -> Any:

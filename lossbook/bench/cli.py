@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,61 +11,153 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lossbook.bench.cross_entropy import cce
-from lossbook.bench.methods import METHODS
+from lossbook.bench.cross_entropy import DENSITIES, cce_reports
+from lossbook.bench.gpu.driver import PHASES, run_gpu
+from lossbook.bench.gpu.results import GPURun
+from lossbook.bench.gpu.summary import summary
+from lossbook.bench.methods import METHODS, methods_for
 from lossbook.bench.process import BenchmarkError
+from lossbook.bench.results import CCEReport, write_reports
+from lossbook.bench.shapes import SHAPES, Shape
 
-cli_app = typer.Typer(name="bench", help="Measure methods side by side, each in its own process.", no_args_is_help=True)
+cli_app = typer.Typer(name="bench", help="Measure methods side by side.", no_args_is_help=True)
+_DEFAULT_SHAPE = Shape(rows=2048, vocab=49152, features=576)
+
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated names, see 'lossbook bench list'; 'all' for all that fit the device.")
+]
 
 
 @cli_app.command("list")
 def list_methods() -> None:
-    """List the benchmarks and the methods they compare."""
-    table = Table(title="cce: cross-entropy of a linear head")
-    table.add_column("method", no_wrap=True)
-    table.add_column("what it is")
+    """List the methods, the shapes and the phases."""
+    console = Console()
+    methods = Table("method", "what it is", title="cce: cross-entropy of a linear head")
     for method in METHODS.values():
-        table.add_row(method.name, method.description)
-    Console().print(table)
+        methods.add_row(method.name, method.description)
+    shapes = Table("shape", "rows", "vocab", "features", title="Shapes")
+    for name, shape in SHAPES.items():
+        shapes.add_row(name, str(shape.rows), str(shape.vocab), str(shape.features))
+    phases = Table("phase", "what it does", title="gpu: an unattended run")
+    for phase in PHASES.values():
+        phases.add_row(phase.name, phase.description)
+    console.print(methods, shapes, phases)
 
 
 @cli_app.command("cce")
 def run_cce(
-    n: Annotated[int, typer.Option("--n", help="Tokens N.")] = 2048,
-    vocab: Annotated[int, typer.Option(help="Vocabulary size V.")] = 49152,
-    dim: Annotated[int, typer.Option(help="Width D.")] = 576,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}; default the sizes of chapter 17.")] = "",
+    rows: Annotated[int, typer.Option(help="Tokens N, in place of the shape's.")] = 0,
+    vocab: Annotated[int, typer.Option(help="Vocabulary size V, in place of the shape's.")] = 0,
+    features: Annotated[int, typer.Option(help="Width D, in place of the shape's.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16 or float64; default float32, on a GPU bfloat16.")
+    ] = "",
     threads: Annotated[int, typer.Option(help="Threads of each worker.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Timed passes; medians are shown.")] = 3,
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated names, see 'lossbook bench list'; 'all' for all of them.")
-    ] = "dense,two_pass,grad_in_forward,torch_chunked",
+    repeats: Annotated[int, typer.Option(help="Timed passes, on a GPU timed turns; medians are shown.")] = 2,
+    methods: Methods = "all",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    data: Annotated[str, typer.Option(help="gaussian or peaked logits.")] = "gaussian",
+    data: Annotated[str, typer.Option(help="gaussian or peaked logits.")] = "peaked",
+    density: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated fractions of softmax entries of at least 2^-12 to tune peaked logits to; 'loss' "
+            "tunes the loss instead."
+        ),
+    ] = ",".join(map(str, DENSITIES)),
+    check_rows: Annotated[int, typer.Option(help="Rows of the slice compared with float64.")] = 128,
+    seconds: Annotated[float, typer.Option(help="Length of one method's turn on a GPU.")] = 1.0,
+    timeout: Annotated[float, typer.Option(help="Seconds one worker may take.")] = 1800.0,
     seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON: a file, or an existing folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the reports as JSON: a file, or an existing folder.")] = None,
 ) -> None:
-    """Time, memory and error of the cross-entropy of a linear head."""
+    """Time, memory and error of the cross-entropy of a linear head, at several densities of its softmax."""
     console = Console()
-    names = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    reports: list[CCEReport] = []
+    with _one_line_errors(), console.status("starting") as status:
+        sizes = _shape(shape)
+        for report in cce_reports(
+            rows or sizes.rows,
+            vocab or sizes.vocab,
+            features or sizes.features,
+            dtype or ("float32" if device == "cpu" else "bfloat16"),
+            methods_for("torch" if device == "cpu" else "triton") if methods == "all" else _names(methods),
+            densities=_densities(density, data),
+            repeats=repeats,
+            threads=threads,
+            device=device,
+            seed=seed,
+            data=data,
+            check_rows=check_rows,
+            seconds=seconds,
+            timeout=timeout,
+            on_method=lambda method: status.update(f"measuring {method}"),
+        ):
+            reports.append(report)
+            console.print(f"seed {seed}", report.table())
+            if out is not None:
+                console.print(f"wrote {write_reports(reports, out)}")
+
+
+@cli_app.command("gpu")
+def run_on_gpu(
+    out: Annotated[Path, typer.Option(help="JSON file to write; if it exists, the run in it is continued.")],
+    budget: Annotated[float, typer.Option(help="Seconds this call may take.")] = 1500.0,
+    phases: Annotated[
+        str, typer.Option(help=f"Comma-separated, in this order: {', '.join(PHASES)}; default all.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cuda; or cpu, which tries everything at tiny sizes.")] = "cuda",
+    methods: Methods = "all",
+    seed: Annotated[int, typer.Option(help="Seed of all inputs.")] = 0,
+) -> None:
+    """Everything the book wants to know of a GPU, unattended and within a budget of time."""
+    console = Console()
     try:
-        with console.status("starting") as status:
-            report = cce(
-                n,
-                vocab,
-                dim,
-                dtype,
-                names,
-                repeats=repeats,
-                threads=threads,
+        with _one_line_errors(), console.status("starting") as status:
+            run_gpu(
+                budget,
+                out,
+                phases=_names(phases),
                 device=device,
-                data=data,
+                methods=() if methods == "all" else _names(methods),
                 seed=seed,
-                on_method=lambda method: status.update(f"measuring {method}"),
+                on_phase=lambda name, seconds: status.update(f"{name}, at most {seconds:.0f} s"),
             )
-        console.print(report.table())
-        if out is not None:
-            console.print(f"wrote {report.to_json(out)}")
+    except KeyboardInterrupt:
+        if out.exists():
+            _show(console, out)
+        raise
+    _show(console, out)
+
+
+def _show(console: Console, out: Path) -> None:
+    console.print(summary(GPURun.load(out)))
+    console.print(f"results so far are in {out}; the same command continues it where it is not done")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except (ValueError, BenchmarkError, OSError) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _shape(name: str) -> Shape:
+    if name and name not in SHAPES:
+        raise ValueError(f"shape must be one of {list(SHAPES)}, got {name!r}")
+    return SHAPES[name] if name else _DEFAULT_SHAPE
+
+
+def _densities(text: str, data: str) -> list[float | None]:
+    if data != "peaked" or text == "loss":
+        return [None]
+    try:
+        return [float(part) for part in _names(text)]
+    except ValueError:
+        raise ValueError(f"density must be fractions separated by commas, or 'loss', got {text!r}") from None

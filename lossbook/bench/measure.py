@@ -89,6 +89,16 @@ class CUDAGauge:
         return max(0, torch.cuda.max_memory_allocated() - self._before)
 
 
+def use_device(device: str) -> None:
+    """Make a GPU the current one, to which clocks and gauges refer.
+
+    Args:
+        device: A CUDA device such as ``"cuda:1"``; nothing is done for ``"cpu"``.
+    """
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device).index or 0)
+
+
 def gauge_for(device: str) -> CPUGauge | CUDAGauge:
     """Return the gauge that measures work on ``device``.
 

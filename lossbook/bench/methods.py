@@ -189,7 +189,12 @@ _ALL = (
     ),
     Method("apple_cce_exact", "cut-cross-entropy without its filter", _apple(None)),
     Method("liger", "liger-kernel, LigerFusedLinearCrossEntropyLoss", _liger),
-    Method("two_pass", "cut_cross_entropy, reduction='none': logits recomputed in the backward pass", _two_pass, only="torch"),
+    Method(
+        "two_pass",
+        "cut_cross_entropy, reduction='none': logits recomputed in the backward pass",
+        _two_pass,
+        only="torch",
+    ),
     Method("exact", "cut_cross_entropy as called by default", _cut(), only="triton"),
     Method("exact_2gib", "cut_cross_entropy, chunk_bytes=2 GiB", _cut(chunk_bytes=2 << 30), only="triton"),
     Method(

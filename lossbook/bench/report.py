@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lossbook.bench.results import CCEReport, CCERow
+from lossbook.bench.files import read_json
+from lossbook.bench.gpu.results import GPURun
+from lossbook.bench.results import CCEReport, CCERow, read_reports
+from lossbook.bench.roofline import H200_TERABYTES, H200_TFLOPS, roofline
+from lossbook.bench.shapes import SHAPES
 
 _MIB = 2**20
-_AWAITING = "Absolute times: awaiting a GPU run. `lossbook bench cce --device cuda --out FILE` writes them."
+_AWAITING = (
+    "Absolute times: awaiting a GPU run. `lossbook bench gpu --budget 1500 --out book/results/gpu.json` records one."
+)
+_KEPT = (0.1, 0.25, 0.4)  # fractions at which the table of floors shows a filter
+_ERRORS = ("loss error", "dE error", "dC error")
 
 
 def markdown_table(json_dir: str | os.PathLike[str]) -> str:
@@ -19,31 +28,103 @@ def markdown_table(json_dir: str | os.PathLike[str]) -> str:
     method only; GPU results appear in milliseconds, with the GPU's name and the versions.
 
     Args:
-        json_dir: Folder of ``<name>-<device>.json`` files written by :meth:`CCEReport.to_json`.
+        json_dir: Folder of files written by ``lossbook bench cce`` or ``lossbook bench gpu``.
 
     Returns:
-        One table for each file, GPU results first; a sentence that says so where no GPU result is there.
+        GPU results first, then CPU results, one table for each side-by-side measurement; a sentence that says so
+        where no GPU result is there.
 
     Raises:
-        ValueError: If a file there is not a benchmark report.
+        ValueError: If a file there is not a benchmark report, or comes from a trial of ``lossbook bench gpu`` on a CPU.
     """
-    reports = [CCEReport.from_json(path) for path in sorted(Path(json_dir).glob("*.json"))]
-    gpu = [report for report in reports if report.device_slug != "cpu"]
-    cpu = [report for report in reports if report.device_slug == "cpu"]
-    parts = [_gpu_section(report) for report in gpu] or [_AWAITING]
-    return "\n\n".join([*parts, *(_cpu_section(report) for report in cpu)]) + "\n"
+    gpu, cpu = [], []
+    for path in sorted(Path(json_dir).glob("*.json")):
+        content = read_json(path)
+        if isinstance(content, dict) and content.get("benchmark") == "gpu":
+            gpu.append(_gpu_run(GPURun.load(path)))
+        else:
+            for report in read_reports(path):
+                if report.device_slug == "cpu":
+                    cpu.append(_cpu_section(report))
+                else:
+                    gpu.append(_gpu_section(report))
+    return "\n\n".join([*(gpu or [_AWAITING]), *cpu]) + "\n"
+
+
+def floors_table() -> str:
+    """Return the floors of :func:`lossbook.bench.roofline` for every named shape as Markdown.
+
+    Returns:
+        A table in milliseconds at the ceiling of one H200 in bfloat16, with the sizes of gradients and logits.
+    """
+    header = (
+        "head", "N", "V", "D", "forward", "exact", "two passes", *(f"f = {f:g}" for f in _KEPT), "gradients MiB",
+        "logits MiB",
+    )  # fmt: skip
+    lines = [
+        f"At {H200_TFLOPS:g} TFLOP/s in bfloat16 and {H200_TERABYTES:g} TB/s, one NVIDIA H200, in milliseconds.",
+        "",
+        *_head(header),
+    ]
+    for name, shape in SHAPES.items():
+        sizes = (shape.rows, shape.vocab, shape.features)
+        floors = roofline(*sizes)
+        filtered = [roofline(*sizes, f=f).filtered for f in _KEPT]
+        seconds = (floors.forward, floors.exact, floors.two_pass, *filtered)
+        milliseconds = [f"{1e3 * value:.1f}" for value in seconds]
+        mebibytes = [f"{size / _MIB:.0f}" for size in (floors.gradient_bytes, floors.logits_bytes)]
+        lines.append(_line([name, *map(str, sizes), *milliseconds, *mebibytes]))
+    return "\n".join(lines) + "\n"
+
+
+def _gpu_run(run: GPURun) -> str:
+    if run.settings["device"] == "cpu":
+        raise ValueError(f"path must hold a run on a GPU, got {run.path} with device 'cpu'")
+    parts = []
+    ceilings = {name: value for record in run.records("device") for name, value in record.items()}
+    if "matrix_tflops" in ceilings:
+        parts.append(
+            f"{run.environment['gpu']}, {run.date}: {ceilings['copy_terabytes']:.2f} TB/s copied, "
+            f"{ceilings['matrix_tflops']:.0f} TFLOP/s in a {ceilings['dtype']} matrix product."
+        )
+    if cases := run.records("correctness"):
+        wrong = [f"`{case['case']}` in {case['dtype']}" for case in cases if not case["passed"]]
+        verdict = f"all but {', '.join(wrong)}" if wrong else "all"
+        parts.append(f"Options compared with float64: {len(cases)}; within their tolerance: {verdict}.")
+    for shape, report in run.tables():
+        parts.append(f"**{shape}**\\\n{_gpu_section(report)}")
+    if steps := run.records("train"):
+        table = [*_head(("training step", "ms", "peak MiB"))]
+        for step in steps:
+            table.append(_line([step["variant"], *_step(step)]))
+        parts.append("\n".join([f"SmolLM2's architecture, {run.environment['gpu']}, {run.date}.", "", *table]))
+    return "\n\n".join(parts)
+
+
+def _step(step: dict) -> Sequence[str]:
+    if "not_available" in step:
+        return (f"not available: {step['not_available']}", "")
+    seconds = statistics.median(sample["both"] for sample in step["samples"])
+    return (f"{1e3 * seconds:.1f}", f"{step['extra_bytes'] / _MIB:.0f}")
 
 
 def _gpu_section(report: CCEReport) -> str:
-    environment = report.environment
-    conditions = f"{_conditions(report)} {environment['gpu']}, CUDA {environment['cuda']}, {_versions(report)}."
-    header = ("method", "forward ms", "backward ms", "both ms", "peak MiB", "x dense", *_ERRORS)
+    ceiling = report.environment["matrix_tflops"]
+    conditions = f"{_conditions(report)} {report.device_text()}; ceiling {ceiling:.0f} TFLOP/s, measured in this run."
+    header = (
+        "method", "forward ms", "backward ms", "both ms", "spread", "floor ms", "x floor", "TFLOP/s",
+        "MiB beyond gradients", "kept dE, dC", *_ERRORS,
+    )  # fmt: skip
 
     def cells(row: CCERow) -> Iterable[str]:
         for seconds in (row.device_seconds_forward, row.device_seconds_backward, row.device_seconds):
             yield f"{1e3 * seconds:.3f}"
-        yield f"{row.peak_extra_bytes / _MIB:.0f}"
-        yield report.ratio_text(row.method, "device_seconds")
+        yield f"{row.spread:.1%}"
+        yield f"{1e3 * row.floor_seconds:.3f}"
+        yield f"{row.floor_ratio:.2f}"
+        yield f"{report.useful_tflops(row):.0f}"
+        yield f"{(row.peak_extra_bytes - row.gradient_bytes) / _MIB:.0f}"
+        yield _kept(row)
         yield from _errors(row)
 
     return _section(report, conditions, header, cells)
@@ -51,22 +132,23 @@ def _gpu_section(report: CCEReport) -> str:
 
 def _cpu_section(report: CCEReport) -> str:
     threads = report.settings["threads"]
+    versions = ("torch", "triton", "lossbook")
+    facts = ", ".join(f"{name} {report.environment[name]}" for name in versions if report.environment.get(name))
     conditions = (
-        f"{_conditions(report)} CPU, {threads} thread{'s' if threads > 1 else ''}, {_versions(report)}; "
+        f"{_conditions(report)} CPU, {threads} thread{'s' if threads > 1 else ''}, {facts}; "
         "ratios to the dense method, below 1 is better."
     )
-    header = ("method", "CPU time", "peak memory", "gradients in peak", *_ERRORS)
+    header = ("method", "CPU time", "spread", "peak memory", "gradients in peak", "kept dE, dC", *_ERRORS)
 
     def cells(row: CCERow) -> Iterable[str]:
         yield report.ratio_text(row.method, "cpu_seconds")
+        yield "" if row.spread is None else f"{row.spread:.0%}"
         yield report.ratio_text(row.method, "peak_extra_bytes")
         yield f"{row.gradient_bytes / row.peak_extra_bytes:.0%}" if row.peak_extra_bytes else ""
+        yield _kept(row)
         yield from _errors(row)
 
     return _section(report, conditions, header, cells)
-
-
-_ERRORS = ("loss error", "dE error", "dC error")
 
 
 def _errors(row: CCERow) -> Iterable[str]:
@@ -74,30 +156,31 @@ def _errors(row: CCERow) -> Iterable[str]:
     return ("–" if error is None else f"{error:.1e}" for error in errors)
 
 
+def _kept(row: CCERow) -> str:
+    return "all" if row.kept is None else ", ".join(f"{fraction:.1%}" for fraction in row.kept)
+
+
 def _conditions(report: CCEReport) -> str:
-    settings = report.settings
-    density = report.data["entry_density"]
-    data = f"{settings['data']} logits" + ("" if density is None else f", {density:.2%} of probabilities >= 2^-12")
-    return "N = {n}, V = {vocab}, D = {dim}, {dtype}, {data}; {date}.".format(
-        **settings | {"data": data}, date=report.date
-    )
-
-
-def _versions(report: CCEReport) -> str:
-    names = ("torch", "triton", "lossbook")
-    return ", ".join(f"{name} {report.environment[name]}" for name in names if report.environment.get(name))
+    sizes = "N = {n}, V = {vocab}, D = {dim}, {dtype}".format(**report.settings)
+    density = report.density_text(", ")
+    return f"{sizes}, {report.settings['data']} logits{density}, seed {report.settings['seed']}; {report.date}."
 
 
 def _section(
     report: CCEReport, conditions: str, header: tuple[str, ...], cells: Callable[[CCERow], Iterable[str]]
 ) -> str:
-    lines = [conditions, "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+    lines = [conditions, "", *_head(header)]
     for row in report.rows:
         if row.not_available is None:
             lines.append(_line([f"`{row.method}`", *cells(row)]))
         else:
-            lines.append(_line([f"`{row.method}`", f"not available: {row.not_available}", *[""] * (len(header) - 2)]))
+            reason = row.not_available.replace("|", "\\|")
+            lines.append(_line([f"`{row.method}`", f"not available: {reason}", *[""] * (len(header) - 2)]))
     return "\n".join(lines)
+
+
+def _head(header: Sequence[str]) -> list[str]:
+    return [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
 
 
 def _line(cells: Iterable[str]) -> str:

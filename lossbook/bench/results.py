@@ -267,8 +267,7 @@ class CCEReport:
         from rich import box
         from rich.table import Table
 
-        on_gpu = self.device_slug != "cpu"
-        unit, factor = ("ms", 1e3) if on_gpu else ("CPU s", 1.0)
+        unit, factor = ("CPU s", 1.0) if any(row.cpu_seconds for row in self.rows) else ("ms", 1e3)
         missing = [f"{row.method} is not available: {row.not_available}" for row in self.rows if row.not_available]
         table = Table(
             title="N={n} V={vocab} D={dim} {dtype} {data}".format(**self.settings) + self.density_text(", "),
@@ -283,6 +282,20 @@ class CCEReport:
             if row.not_available is None:
                 table.add_row(row.method, *self._cells(row, factor))
         return table
+
+    def useful_tflops(self, row: CCERow) -> float | None:
+        """Return the speed at which a method did the operations that its accuracy needs.
+
+        Operations that a method repeats do not count, nor those on what its filter could have left out.
+
+        Args:
+            row: One of :attr:`rows`.
+
+        Returns:
+            10^12 operations per second, or None if the row or the run has no such figure.
+        """
+        ceiling = self.environment.get("matrix_tflops")
+        return None if ceiling is None or row.floor_ratio is None else ceiling / row.floor_ratio
 
     def density_text(self, before: str = "") -> str:
         """Return the share of softmax entries that reach 2^-12 as text.
@@ -308,10 +321,10 @@ class CCEReport:
     def _cells(self, row: CCERow, factor: float) -> tuple[str, ...]:
         clock = "cpu_seconds" if row.device_seconds is None else "device_seconds"
         return (
-            *(f"{factor * getattr(row, clock + part):.3f}" for part in ("", "_forward", "_backward")),
+            *(f"{factor * getattr(row, clock + part):.4g}" for part in ("", "_forward", "_backward")),
             "" if row.spread is None else f"{row.spread:.0%}",
             self.ratio_text(row.method, clock),
-            "" if row.floor_ratio is None else f"{row.floor_ratio:.2f}",
+            "" if row.floor_ratio is None else f"{row.floor_ratio:.3g}",
             f"{(row.peak_extra_bytes - row.gradient_bytes) / _MIB:.0f}",
             self.ratio_text(row.method, "peak_extra_bytes"),
             "–" if row.error is None else f"{row.error:.0e}",

@@ -1,0 +1,61 @@
+"""JSON files of results, written so that a reader never finds half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a JSON file, making its folder if need be.
+
+    Args:
+        content: What to write.
+        path: The file; it is replaced in one step.
+
+    Returns:
+        The file written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: If it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"path must hold a benchmark report, got {path}: {error}") from error
+
+
+def slug(environment: Mapping[str, Any]) -> str:
+    """Return a device's name in a form fit for a file name.
+
+    Args:
+        environment: Facts about the machine; ``gpu`` is the name of the GPU, if one computed.
+
+    Returns:
+        ``"cpu"``, or the GPU's name.
+    """
+    gpu = environment.get("gpu")
+    return "cpu" if gpu is None else "-".join(gpu.lower().replace("/", " ").split())
