@@ -36,6 +36,11 @@ def test_a_sixth_of_dense_and_little_beyond_the_gradients(method):
     assert ours["loss"] == pytest.approx(dense["loss"], abs=1e-5)
 
 
+def test_entropy_and_argmax_cost_no_memory():
+    plain, entropy = measure("two_pass"), measure("entropy")
+    assert entropy["extra_mib"] <= plain["extra_mib"] + 8
+
+
 def test_a_frozen_side_allocates_no_gradient():
     both, no_c = measure("grad_in_forward"), measure("frozen_c")
     classifier = VOCAB * FEATURES * 4 / 2**20

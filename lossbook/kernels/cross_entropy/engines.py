@@ -59,7 +59,7 @@ class TorchEngine:
 
     @staticmethod
     def empty_column_map(problem: Problem) -> None:
-        """The second pass computes every tile of logits again."""
+        """None: the second pass computes every tile of logits again."""
 
     @staticmethod
     def gradients_pay(problem: Problem) -> bool:

@@ -146,9 +146,9 @@ def cut_cross_entropy(
         :math:`\max_i |\mathrm{softmax}(z_i)_v - [v = x_i]| \ge \varepsilon` over its rows, tested before any scaling by
         weights, reduction or the upstream gradient; the columns of its targets are always kept. The others count as
         zero in the gradient, in those of log-sum-exp and entropy too; in the entropy's a word of probability :math:`p`
-        weighs :math:`\log 1 / p` times as much as in the loss's, and so does the error. Results other than gradients
-        never depend on the filter. Label smoothing stays outside it, exact; with label smoothing and a softcap together
-        the filter is off. Few kept columns save most of the gradient products.
+        weighs up to :math:`\log 1 / p` times what it does in the loss's, and errors grow accordingly. Results other
+        than gradients never depend on the filter. Label smoothing stays outside it, exact; with label smoothing and a
+        softcap together the filter is off. Few kept columns save most of the gradient products.
 
         **Numbers.** Finite for logits up to 1e4 in magnitude and beyond. A logit of ``-inf`` (a bias of ``-inf``) masks
         a word. NaN and ``+inf`` in a row that counts make its loss NaN. The mean over no row is NaN, as in torch, with
