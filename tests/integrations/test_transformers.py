@@ -4,12 +4,10 @@ import copy
 import gc
 import inspect
 import json
-import os
 import pickle
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -564,20 +562,6 @@ def test_smollm2_in_bfloat16(smollm2):
         for exact, rounded in zip(model.parameters(), low.parameters(), strict=True):
             exact.copy_(rounded)
     no_worse_than_unpatched(low, model, {"input_ids": tokens, "labels": tokens}, autocast=False)
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs the high-water mark of Linux' /proc")
-def test_peak_memory_is_below_a_quarter():
-    """In a fresh process each; a model whose logits outweigh everything else, as those of small models do."""
-    probe = Path(__file__).with_name("patch_memory_probe.py")
-    extra = {}
-    for method in ("plain", "patched"):
-        done = subprocess.run([sys.executable, str(probe), method], capture_output=True, text=True, check=True)
-        extra[method] = json.loads(done.stdout)
-    logits = extra["plain"]["logits_mib"]
-    assert extra["plain"]["extra_mib"] > 2 * logits, "the comparison must hold the logits and their gradient"
-    assert extra["patched"]["extra_mib"] <= extra["plain"]["extra_mib"] / 4
-    assert extra["patched"]["loss"] == pytest.approx(extra["plain"]["loss"], rel=LOSS)
 
 
 def test_importing_the_integration_imports_neither_transformers_nor_triton():
