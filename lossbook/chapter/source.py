@@ -70,7 +70,8 @@ def _text_of(function: Callable) -> str:
 def _defined_as(name: str) -> str:
     """The text of a definition by its dotted name; a name imported from elsewhere is followed by importing it."""
     module, _, attribute = name.rpartition(".")
-    for node in ast.parse(_module_text(module)).body:
+    text = _module_text(module)
+    for node in ast.parse(text).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == attribute:
             first = min(part.lineno for part in (node, *node.decorator_list))
             return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
