@@ -17,18 +17,16 @@ from lossbook.kernels import VocabParallel, cut_cross_entropy
 VOCAB, FEATURES, BATCH, LENGTH, STEPS = 10_001, 64, 4, 32, 3
 
 
-# start: shard
 def shard_head(head: nn.Linear, shard: VocabParallel) -> nn.Linear:
-    """The rows of ``head`` that belong to this process, as a head of its own."""
-    rows = slice(shard.start, shard.stop)
-    part = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="meta")
-    part.out_features = shard.stop - shard.start
-    for name, parameter in head.named_parameters():
-        setattr(part, name, nn.Parameter(parameter.detach()[rows].clone()))
+    """The rows of ``head`` that this process holds, as a head."""
+    rows, features = shard.stop - shard.start, head.in_features
+    part = nn.Linear(features, rows, head.bias is not None, device="meta")
+    for name, value in head.named_parameters():
+        own = value.detach()[shard.start : shard.stop].clone()
+        setattr(part, name, nn.Parameter(own))
     return part
 
 
-# end: shard
 def whole_gradient(part: nn.Linear) -> Tensor:
     """Gradients of all shards of a head's weight, in the order of the vocabulary, for checking."""
     pieces = [None] * dist.get_world_size()
@@ -36,43 +34,50 @@ def whole_gradient(part: nn.Linear) -> Tensor:
     return torch.cat(pieces)
 
 
-# start: loss
-def spread_loss(backbone: nn.Module, part: nn.Linear, shard: VocabParallel, tokens: Tensor, target: Tensor) -> Tensor:
-    """The loss over the whole vocabulary; every process has the whole batch."""
-    return cut_cross_entropy(backbone(tokens), part.weight, target, part.bias, vocab_parallel=shard)
+def spread_loss(
+    hidden: Tensor,
+    target: Tensor,
+    part: nn.Linear,
+    shard: VocabParallel,
+) -> Tensor:
+    """The loss over the whole vocabulary, in every process."""
+    return cut_cross_entropy(
+        hidden,
+        part.weight,
+        target,
+        part.bias,
+        vocab_parallel=shard,
+    )
 
 
-# end: loss
-# start: sequence
 class GatherTokens(torch.autograd.Function):
-    """Joins the tokens of all processes; backward, sums their gradients and hands each process its own tokens'."""
+    """Join the tokens of all processes; hand back their gradients."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         """Concatenate along the sequence."""
-        pieces = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        world = dist.get_world_size()
+        pieces = [torch.empty_like(own) for _ in range(world)]
         dist.all_gather(pieces, own.contiguous())
         return torch.cat(pieces, dim=1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Add up what each process contributes to the gradient."""
-        pieces = [piece.contiguous() for piece in gradient.chunk(dist.get_world_size(), dim=1)]
-        own = torch.empty_like(pieces[0])
-        dist.reduce_scatter(own, pieces)
+        """Add the partial gradients up; keep those of the own tokens."""
+        pieces = gradient.chunk(dist.get_world_size(), dim=1)
+        own = torch.empty_like(pieces[0], memory_format=torch.contiguous_format)
+        dist.reduce_scatter(own, [piece.contiguous() for piece in pieces])
         return own
 
 
-def sequence_loss(backbone: nn.Module, part: nn.Linear, shard: VocabParallel, tokens: Tensor, target: Tensor) -> Tensor:
-    """The same, with the backbone run on this process's share of every sequence; ``shard`` has reduce_e_grad=False."""
-    processes = dist.get_world_size()
-    if tokens.shape[1] % processes:
-        raise ValueError(f"the sequence length must be a multiple of {processes} processes, got {tokens.shape[1]}")
-    own = tokens.chunk(processes, dim=1)[dist.get_rank()]
-    return cut_cross_entropy(GatherTokens.apply(backbone(own)), part.weight, target, part.bias, vocab_parallel=shard)
+def own_tokens(tokens: Tensor) -> Tensor:
+    """This process's share of every sequence."""
+    world, length = dist.get_world_size(), tokens.shape[1]
+    if length % world:
+        raise ValueError(f"length must be a multiple of {world}, got {length}")
+    return tokens.chunk(world, dim=1)[dist.get_rank()]
 
 
-# end: sequence
 def train(device: torch.device, sequence_parallel: bool) -> dict[str, float]:
     """Train both ways for a few steps; return the largest differences."""
     torch.manual_seed(0)  # the same weights and tokens in every process
@@ -83,7 +88,6 @@ def train(device: torch.device, sequence_parallel: bool) -> dict[str, float]:
     shard = VocabParallel.from_vocab(VOCAB, reduce_e_grad=not sequence_parallel)
     part = shard_head(head, shard)
     del head  # from here on no process holds all of it but for the comparison
-    loss_of = sequence_loss if sequence_parallel else spread_loss
     print(f"rank {dist.get_rank()}: rows [{shard.start}, {shard.stop}) of {VOCAB} on {device}", flush=True)
 
     optimizer = torch.optim.AdamW([*backbone.parameters(), *part.parameters()], lr=1e-2)
@@ -93,7 +97,11 @@ def train(device: torch.device, sequence_parallel: bool) -> dict[str, float]:
         text = torch.randint(VOCAB, (BATCH, LENGTH + 1), device=device)
         tokens, target = text[:, :-1], text[:, 1:]
         optimizer.zero_grad()
-        loss = loss_of(backbone, part, shard, tokens, target)
+        if sequence_parallel:
+            hidden = GatherTokens.apply(backbone(own_tokens(tokens)))
+        else:
+            hidden = backbone(tokens)
+        loss = spread_loss(hidden, target, part, shard)
         loss.backward()
         if sequence_parallel:  # each process has seen a part of the tokens
             for parameter in backbone.parameters():
@@ -116,20 +124,24 @@ def train(device: torch.device, sequence_parallel: bool) -> dict[str, float]:
     return worst
 
 
+def join() -> torch.device:
+    """Join the other processes; a GPU each if there are enough."""
+    if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl")
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo")
+    return device
+
+
 def main() -> None:
     """Join the processes, train, and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sequence-parallel", action="store_true", help="also spread each sequence over the processes")
     arguments = parser.parse_args()
-    # start: device
-    local = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
-        device, backend = torch.device("cuda", local), "nccl"
-        torch.cuda.set_device(device)
-    else:
-        device, backend = torch.device("cpu"), "gloo"
-    dist.init_process_group(backend)
-    # end: device
+    device = join()
     try:
         worst = train(device, arguments.sequence_parallel)
         if dist.get_rank() == 0:

@@ -336,6 +336,21 @@ def test_compiles_in_one_graph(name, generator):
     torch.compiler.reset()
 
 
+def test_distributed_data_parallel(model, generator, tmp_path):
+    inputs = batch(generator)
+    expected = loss_and_gradients(model, **inputs)
+    rendezvous = {"init_method": f"file://{tmp_path}/rendezvous", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **rendezvous)
+    try:
+        output = nn.parallel.DistributedDataParallel(patch(model))(**inputs)
+        output.loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert output.logits is None
+    torch.testing.assert_close(output.loss.detach(), expected[0], rtol=LOSS, atol=0)
+    assert relative({name: p.grad for name, p in model.named_parameters()}, expected[1]) <= GRADIENT
+
+
 def test_resized_vocabulary(model, generator):
     inputs = batch(generator)
     patch(model).resize_token_embeddings(VOCAB + 5, mean_resizing=False)
