@@ -401,6 +401,15 @@ def compare_parallel(generator):
     return kernels.linear_logsumexp(**inputs), top + (parts - top).exp().sum(0).log()
 
 
+def compare_advice(generator):
+    """Traffic of a plain loss: six numbers of two bytes moved per logit."""
+    rows, columns, features, balance = 128, 1000, 64, 200.0
+    advice = kernels.head_advice(rows, columns, features, torch.bfloat16, flops_per_byte=balance)
+    moved = 12 * rows * columns
+    expected = balance * moved / (2 * rows * columns * features)
+    return torch.tensor(advice.costs["dense"].traffic), torch.tensor(expected)
+
+
 DISPLAYS = (
     Display(
         kernels.softmax_sparsity,
@@ -412,4 +421,5 @@ DISPLAYS = (
         (r"\mathrm{lse}_i = M_i + \log \sum_r e^{\mathrm{lse}^{(r)}_i - M_i} .",),
         compare_parallel,
     ),
+    Display(kernels.head_advice, (r"\mathrm{traffic} = \frac{\beta\, M}{2 N V D} .",), compare_advice),
 )

@@ -5,7 +5,8 @@ derivative are declared here.  First derivatives only: differentiating a gradien
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,8 +32,28 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+# What the operators take: the fields of a ``Problem``, of ``Saved`` and of ``Factors``, the gradients of the
+# statistics, and which gradients are wanted.
+_PROBLEM = (
+    "Tensor e, Tensor c, Tensor? bias, Tensor? target, Tensor? valid, Tensor? class_weight, float? softcap, "
+    "float? eps_e, float? eps_c, ScalarType work, int chunk_bytes, float scale, bool want_mean, bool want_argmax, "
+    "str impl"
+)
+_SAVED = "Tensor lse, Tensor? mean_logit, Tensor? column_map"
+_SLOPES = "Tensor? d_lse, Tensor? d_target, Tensor? d_logit_sum, Tensor? d_mean"
+_FACTORS = "Tensor nll_factor, Tensor? smoothing_factor, Tensor? z_factor"
+_NEEDS = "bool need_e, bool need_c, bool need_bias"
+
 # The tensors among the fields of a problem come first.
 _TENSORS = Problem._fields.index("softcap")
+
+Fields = TypeVar("Fields", Problem, Saved, Factors)
+
+
+def _split_off(fields: type[Fields], arguments: Sequence[Any]) -> tuple[Fields, Sequence[Any]]:
+    """The leading arguments as a named tuple, and the others."""
+    count = len(fields._fields)
+    return fields(*arguments[:count]), arguments[count:]
 
 
 def _present(value: Tensor | None, like: Tensor) -> Tensor:
@@ -40,44 +61,13 @@ def _present(value: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if value is None else value
 
 
-@Operator
-def linear_statistics(
-    e: Tensor,
-    c: Tensor,
-    bias: Tensor | None,
-    target: Tensor | None,
-    valid: Tensor | None,
-    class_weight: Tensor | None,
-    softcap: float | None,
-    eps_e: float | None,
-    eps_c: float | None,
-    work: torch.dtype,
-    chunk_bytes: int,
-    scale: float,
-    want_mean: bool,
-    want_argmax: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@partial(Operator, schema=f"({_PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+def linear_statistics(*arguments: Any) -> tuple[Tensor, ...]:
     """The six :class:`Statistics`, empty where absent; the first four in the working dtype."""
-    problem = Problem(
-        e,
-        c,
-        bias,
-        target,
-        valid,
-        class_weight,
-        softcap,
-        eps_e,
-        eps_c,
-        work,
-        chunk_bytes,
-        scale,
-        want_mean,
-        want_argmax,
-        impl,
-    )
+    problem = Problem(*arguments)
+    e, work = problem.e, problem.work
     with no_autocast(e):
-        *logits, argmax, column_map = engine(impl).forward_statistics(problem)
+        *logits, argmax, column_map = engine(problem.impl).forward_statistics(problem)
     return (
         *(_present(value, e).to(work) for value in logits),
         _present(argmax, e).to(torch.int64),
@@ -97,63 +87,15 @@ def _(*arguments):
     )
 
 
-@Operator
-def linear_statistics_backward(
-    e: Tensor,
-    c: Tensor,
-    bias: Tensor | None,
-    target: Tensor | None,
-    valid: Tensor | None,
-    class_weight: Tensor | None,
-    softcap: float | None,
-    eps_e: float | None,
-    eps_c: float | None,
-    work: torch.dtype,
-    chunk_bytes: int,
-    scale: float,
-    want_mean: bool,
-    want_argmax: bool,
-    impl: str,
-    lse: Tensor,
-    mean_logit: Tensor | None,
-    column_map: Tensor | None,
-    d_lse: Tensor | None,
-    d_target: Tensor | None,
-    d_logit_sum: Tensor | None,
-    d_mean: Tensor | None,
-    need_e: bool,
-    need_c: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+@partial(Operator, schema=f"({_PROBLEM}, {_SAVED}, {_SLOPES}, {_NEEDS}) -> (Tensor, Tensor, Tensor)")
+def linear_statistics_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by ``e``, ``c`` and ``bias``; empty where not needed."""
-    problem = Problem(
-        e,
-        c,
-        bias,
-        target,
-        valid,
-        class_weight,
-        softcap,
-        eps_e,
-        eps_c,
-        work,
-        chunk_bytes,
-        scale,
-        want_mean,
-        want_argmax,
-        impl,
-    )
+    problem, arguments = _split_off(Problem, arguments)
+    saved, (*slopes, need_e, need_c, need_bias) = _split_off(Saved, arguments)
+    e = problem.e
     with no_autocast(e):
-        gradients = engine(impl).backward_statistics(
-            problem,
-            Saved(lse, mean_logit, column_map),
-            d_lse,
-            d_target,
-            d_logit_sum,
-            d_mean,
-            need_e=need_e,
-            need_c=need_c,
-            need_bias=need_bias,
+        gradients = engine(problem.impl).backward_statistics(
+            problem, saved, *slopes, need_e=need_e, need_c=need_c, need_bias=need_bias
         )
     return tuple(_present(value, e).to(e.dtype) for value in gradients)
 
@@ -217,51 +159,14 @@ def _statistics_backward(
 linear_statistics.register_autograd(_statistics_backward, setup_context=_save_statistics)
 
 
-@Operator
-def linear_loss_and_gradients(
-    e: Tensor,
-    c: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    valid: Tensor | None,
-    class_weight: Tensor | None,
-    softcap: float | None,
-    eps_e: float | None,
-    eps_c: float | None,
-    work: torch.dtype,
-    chunk_bytes: int,
-    scale: float,
-    want_mean: bool,
-    want_argmax: bool,
-    impl: str,
-    nll_factor: Tensor,
-    smoothing_factor: Tensor | None,
-    z_factor: Tensor | None,
-    need_e: bool,
-    need_c: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@partial(Operator, schema=f"({_PROBLEM}, {_FACTORS}, {_NEEDS}) -> (Tensor, Tensor, Tensor, Tensor)")
+def linear_loss_and_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The summed loss of ``Factors`` and, computed at once, its gradients by ``e``, ``c`` and ``bias``."""
-    problem = Problem(
-        e,
-        c,
-        bias,
-        target,
-        valid,
-        class_weight,
-        softcap,
-        eps_e,
-        eps_c,
-        work,
-        chunk_bytes,
-        scale,
-        want_mean,
-        want_argmax,
-        impl,
-    )
-    factors = Factors(nll_factor, smoothing_factor, z_factor)
+    problem, arguments = _split_off(Problem, arguments)
+    factors, (need_e, need_c, need_bias) = _split_off(Factors, arguments)
+    e = problem.e
     with no_autocast(e):
-        loss, gradients = engine(impl).loss_and_gradients(
+        loss, gradients = engine(problem.impl).loss_and_gradients(
             problem, factors, need_e=need_e, need_c=need_c, need_bias=need_bias
         )
     return (loss, *(_present(value, e) for value in gradients))

@@ -136,11 +136,17 @@ def cut_cross_entropy(
         needed, nothing but the loss is asked for, ``vocab_parallel`` is not used, the operands have the precision of
         ``accum_dtype``, and 128 whole rows of logits fit ``chunk_bytes``. Otherwise it makes two passes, the second of
         which computes the logits again (four products). Where ``e`` or ``c`` needs no gradient its product is skipped.
+        ``impl="triton"`` makes two passes, of which the first stores no tile at all. Without a filter it computes
+        gradients in the forward pass instead, under the same conditions on the call, if chunks of float32 logit rows
+        fit ``chunk_bytes`` and cost less by the rule of :func:`head_advice`. With a filter the forward pass records
+        which columns may pass it, a bit for each and for each block of rows, and the backward pass computes only those.
 
         **Memory.** Beyond the gradients: the logits buffer and a few rows of scratch; for operands below
         ``accum_dtype`` also a copy of ``e`` in it. Gradients are summed in ``accum_dtype`` and cast once. Gradients
         computed in the forward pass are alive from then on; ``backward`` hands them over without a copy, unless
-        ``retain_graph=True`` or compiled.
+        ``retain_graph=True`` or compiled. ``impl="triton"`` bounds the gradient by the logits, and the lists of kept
+        columns, by ``chunk_bytes``; it needs ``4 N D`` bytes for the gradient of ``e`` in float32, ``N V / 1024`` for
+        each threshold of a filter, and, where rows are ignored, a copy of the others.
 
         **Filter.** A block is 128 consecutive rows that are not ignored. A block keeps column :math:`v` if
         :math:`\max_i |\mathrm{softmax}(z_i)_v - [v = x_i]| \ge \varepsilon` over its rows, tested before any scaling by
@@ -152,9 +158,17 @@ def cut_cross_entropy(
 
         **Numbers.** Finite for logits up to 1e4 in magnitude and beyond. A logit of ``-inf`` (a bias of ``-inf``) masks
         a word. NaN and ``+inf`` in a row that counts make its loss NaN. The mean over no row is NaN, as in torch, with
-        zero gradients; the sum is 0. The result of a call is repeatable bit for bit on a CPU and depends on
+        zero gradients; the sum is 0. The result of a call is repeatable bit for bit on a CPU, and with
+        ``impl="triton"``, which has no floating-point atomics, wherever torch's matrix products are. It depends on
         ``chunk_bytes`` only by rounding. Under autocast the operands are cast as ``torch.nn.functional.linear`` does.
-        ``torch.compile`` keeps the call in one graph; the transforms of ``torch.func`` need ``impl="dense"``.
+        ``torch.compile`` keeps the call in one graph; the transforms of ``torch.func`` need ``impl="dense"``. float32
+        products of ``impl="triton"`` are exact unless ``torch.set_float32_matmul_precision`` allows less; then they
+        are made of three TensorFloat-32 products, never of one. float16 needs loss scaling, as everywhere: the
+        gradient by a logit is kept in the dtype of ``e``.
+
+        **Tuning.** Tile shapes of ``impl="triton"`` come from a table. ``LOSSBOOK_AUTOTUNE=1`` in the environment
+        times candidates on first use instead. Ignored rows and filters make the host wait for the device, so a call
+        with either cannot be captured in a CUDA graph.
 
     References:
         Wijmans, Huval, Hertzberg, Koltun and Krähenbühl (2025), Cut Your Losses in Large-Vocabulary Language Models:

@@ -18,13 +18,16 @@ SECOND_DERIVATIVE = (
 class Operator:
     """An operator that ``torch.compile`` takes as a whole, made from a function on tensors of any device.
 
+    Its schema is read off the function's annotations unless it is given.
+
     What :func:`torch.library.custom_op` does, minus its wrapper that imports the compiler (and with it Triton) when
     the operator is first called: three seconds and 150 MiB that eager code has no use for.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], schema: str | None = None) -> None:
         self.name = f"lossbook::{function.__name__.strip('_')}"
-        schema = torch.library.infer_schema(function, mutates_args=())
+        if schema is None:
+            schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(self.name, schema, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.impl(self.name, "default", function, lib=_LIBRARY)
         self.overload = getattr(torch.ops.lossbook, function.__name__.strip("_")).default

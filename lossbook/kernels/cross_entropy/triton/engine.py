@@ -8,6 +8,7 @@ from torch import Tensor
 from lossbook.kernels.cross_entropy.advice import row_chunks_win
 from lossbook.kernels.cross_entropy.factors import Factors
 from lossbook.kernels.cross_entropy.problem import Gradients, Problem, Saved, Statistics
+from lossbook.kernels.cross_entropy.tiles import FILTER_ROWS
 from lossbook.kernels.cross_entropy.triton import backward, forward, row_chunks
 
 empty_column_map = forward.empty_column_map
@@ -34,7 +35,7 @@ def gradients_pay(problem: Problem) -> bool:
 def loss_and_gradients(problem: Problem, factors: Factors, **needs: Any) -> tuple[Tensor, Gradients]:
     """The summed loss and its gradients, by chunks of whole rows."""
     with torch.cuda.device_of(problem.e):
-        return row_chunks.loss_and_gradients(problem, factors, _height(problem), **needs)
+        return row_chunks.loss_and_gradients(problem, factors, _height(problem) or FILTER_ROWS, **needs)
 
 
 def _height(problem: Problem) -> int:

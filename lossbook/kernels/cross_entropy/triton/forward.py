@@ -7,6 +7,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lossbook.kernels.cross_entropy.problem import Problem, Statistics, put
+from lossbook.kernels.cross_entropy.tiles import joined_entropy
 from lossbook.kernels.cross_entropy.triton import config
 from lossbook.kernels.cross_entropy.triton.column_map import mark_targets_kernel
 from lossbook.kernels.cross_entropy.triton.operands import Operands
@@ -103,7 +104,7 @@ def _sweep(
         return operands.new(splits, operands.count, dtype=dtype) if wanted else None
 
     class_weight = problem.capped_weight(0, problem.size)
-    lse, mean, logit_sum = parts(True), parts(problem.want_mean), parts(class_weight is not None)
+    lse, entropy, logit_sum = parts(True), parts(problem.want_mean), parts(class_weight is not None)
     top, argmax = parts(problem.want_argmax), parts(problem.want_argmax, torch.int32)
     levels = [math.log2(eps) - _SLACK for eps in filter_levels(problem)] + [None, None]
     table = config.table(config.architecture(e.device), e.dtype)
@@ -117,7 +118,7 @@ def _sweep(
         "target_logit": target_logit,
         "class_weight": class_weight,
         "lse_parts": lse,
-        "mean_parts": mean,
+        "entropy_parts": entropy,
         "sum_parts": logit_sum,
         "top_parts": top,
         "argmax_parts": argmax,
@@ -139,19 +140,18 @@ def _sweep(
         lambda meta: (operands.blocks * splits,),
         arguments,
     )
-    return _joined(lse, mean, logit_sum, top, argmax)
+    return _joined(lse, entropy, logit_sum, top, argmax)
 
 
 def _joined(
-    lse_parts: Tensor, mean_parts: Tensor | None, sum_parts: Tensor | None, top: Tensor | None, argmax: Tensor | None
+    lse_parts: Tensor, entropy_parts: Tensor | None, sum_parts: Tensor | None, top: Tensor | None, argmax: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Statistics over the whole vocabulary from those of its shares, the first dimension."""
     lse, mean, column = lse_parts.logsumexp(0), None, None
-    if mean_parts is not None:
-        # A share without any finite logit has weight zero and no mean.
-        share = (lse_parts - lse).exp()
-        mean = (share * mean_parts).where(share > 0, 0).sum(0)
+    if entropy_parts is not None:
+        mean = lse - joined_entropy(lse, *zip(lse_parts, entropy_parts, strict=True))
     if argmax is not None:
-        first = argmax.where(top == top.amax(0), torch.iinfo(torch.int32).max)
+        # The negation keeps NaN, so that some share always has the index.
+        first = argmax.where(~(top < top.amax(0)), torch.iinfo(torch.int32).max)
         column = first.amin(0).to(torch.int64)
     return lse, mean, None if sum_parts is None else sum_parts.sum(0), column

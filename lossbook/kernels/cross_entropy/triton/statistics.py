@@ -58,7 +58,7 @@ def statistics_kernel(
     target_logit,
     class_weight,
     lse_parts,
-    mean_parts,
+    entropy_parts,
     sum_parts,
     top_parts,
     argmax_parts,
@@ -101,7 +101,7 @@ def statistics_kernel(
 
     top = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    weighted = tl.zeros((BLOCK_ROWS,), tl.float32)
+    spread = tl.zeros((BLOCK_ROWS,), tl.float32)
     logit_sum = tl.zeros((BLOCK_ROWS,), tl.float32)
     argmax = tl.zeros((BLOCK_ROWS,), tl.int32)
     known = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
@@ -144,9 +144,11 @@ def statistics_kernel(
         anchor = tl.where(new_top == -float("inf"), 0.0, new_top)
         decay = tl.exp2(top - anchor)
         p = tl.exp2(z - anchor[:, None])
+        if entropy_parts is not None:
+            # Distances from the largest logit, which do not cancel as logits would.
+            moved = tl.where(top == -float("inf"), 0.0, top - anchor) * total
+            spread = (spread + moved) * decay + tl.sum(p * tl.where(p > 0, z - anchor[:, None], 0.0), 1)
         total = total * decay + tl.sum(p, 1)
-        if mean_parts is not None:
-            weighted = weighted * decay + tl.sum(p * tl.where(p > 0, z, 0.0), 1)
         top = new_top
 
         if column_map is not None:
@@ -163,8 +165,8 @@ def statistics_kernel(
     part = split.to(tl.int64) * n_rows + row
     anchor = tl.where(top == -float("inf"), 0.0, top)
     tl.store(lse_parts + part, (anchor + tl.log2(total)) * LN_2, mask=inside_rows)
-    if mean_parts is not None:
-        tl.store(mean_parts + part, weighted / total * LN_2, mask=inside_rows)
+    if entropy_parts is not None:
+        tl.store(entropy_parts + part, (tl.log2(total) - spread / total) * LN_2, mask=inside_rows)
     if class_weight is not None:
         tl.store(sum_parts + part, logit_sum * LN_2, mask=inside_rows)
     if argmax_parts is not None:
