@@ -73,7 +73,7 @@ def cce(
         The report; a method that cannot run here, or fails, has a row that says why.
 
     Raises:
-        ValueError: If an argument is not as above, or ``device`` is not present.
+        ValueError: If an argument is not as above, a density cannot be reached, or ``device`` is not present.
         BenchmarkError: If a worker takes too long, or no method could be measured; the message ends with the reason.
 
     Examples:
@@ -184,6 +184,8 @@ def _reports_in_processes(
             inputs, facts = {"density": density, "scale": None}, {}
             if settings["check_rows"] or settings["data"] != "gaussian":
                 facts = measure(spec | inputs | {"method": None})
+                if "unreachable" in facts:
+                    raise ValueError(facts["unreachable"])
                 inputs["scale"] = facts["scale"]  # found once: the methods' workers need not search for it again
             rows, environment = [], {}
             for method in methods:

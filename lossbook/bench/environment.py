@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-_PACKAGES = ("lossbook", "torch", "triton", "cut-cross-entropy", "liger-kernel")
+#: Packages whose versions the figures depend on.
+PACKAGES = ("torch", "triton", "lossbook", "cut-cross-entropy", "liger-kernel")
 
 
 def describe() -> dict[str, object]:
@@ -19,7 +20,7 @@ def describe() -> dict[str, object]:
     Returns:
         Names and values that JSON can hold; no host name, no path.
     """
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         **versions,
         "python": platform.python_version(),

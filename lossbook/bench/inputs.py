@@ -127,7 +127,7 @@ def make_inputs(
     confidence = (torch.randperm(n, **options)[:, None] + 0.5) * (2 / n)
     share = c[target] * confidence
     if language.themes:
-        _add_themes(e, c, language, round(1 / (_THEME_WORDS * density)), options)
+        _add_themes(e, c, language, max(1, round(1 / (_THEME_WORDS * density))), options)
     # The frequency has a feature to itself, without a target's share, so it has the same weight in every row.
     prior = frequency.log()
     c[:, 0] = ((prior - prior.mean()) * dim**-0.5).float()

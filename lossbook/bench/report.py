@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from lossbook.bench.environment import PACKAGES
 from lossbook.bench.files import read_json
 from lossbook.bench.gpu.results import GPURun
 from lossbook.bench.results import CCEReport, CCERow, read_reports
@@ -132,8 +133,7 @@ def _gpu_section(report: CCEReport) -> str:
 
 def _cpu_section(report: CCEReport) -> str:
     threads = report.settings["threads"]
-    versions = ("torch", "triton", "lossbook")
-    facts = ", ".join(f"{name} {report.environment[name]}" for name in versions if report.environment.get(name))
+    facts = ", ".join(f"{name} {report.environment[name]}" for name in PACKAGES if report.environment.get(name))
     conditions = (
         f"{_conditions(report)} CPU, {threads} thread{'s' if threads > 1 else ''}, {facts}; "
         "ratios to the dense method, below 1 is better."

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lossbook.bench.environment import PACKAGES
 from lossbook.bench.files import read_json, slug, write_json
 from lossbook.bench.roofline import EXACT_PRODUCTS, filtered_products
 
@@ -45,9 +46,8 @@ class CCERow:
         c_gradient_error: Relative Frobenius error of the gradient of the classifier on that slice.
         kept: Fractions that the method's gradient filter keeps for the gradients of the hidden states and of the
             classifier; None for a method without a filter.
-        floor_seconds: Least seconds for forward and backward at this accuracy, from
-            :func:`~lossbook.bench.roofline.filtered_products` (3 products without a filter) and the ceiling measured in
-            the same run; None where none was measured.
+        floor_seconds: Least seconds for forward and backward at this accuracy, as by ``lossbook.bench.roofline`` with
+            the ceiling measured in the same run; None where none was measured.
         samples: The single repeats, as measured.
     """
 
@@ -277,7 +277,7 @@ class CCEReport:
         )
         table.add_column("method", no_wrap=True)
         for heading in (unit, "fwd", "bwd", "+-", "x dense", "x floor", "MiB", "x dense", "error"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=heading in (unit, "fwd", "bwd", "error"))
         for row in self.rows:
             if row.not_available is None:
                 table.add_row(row.method, *self._cells(row, factor))
@@ -312,10 +312,8 @@ class CCEReport:
     def device_text(self) -> str:
         """Return device and versions, without which no absolute time may be shown."""
         facts = self.environment
-        names = (
-            ("CUDA", "cuda"), ("driver", "driver"), ("torch", "torch"), ("triton", "triton"), ("lossbook", "lossbook")
-        )  # fmt: skip
-        versions = [f"{label} {facts[key]}" for label, key in names if facts.get(key)]
+        names = {"cuda": "CUDA"} | {name: name for name in ("driver", *PACKAGES)}
+        versions = [f"{label} {facts[name]}" for name, label in names.items() if facts.get(name)]
         return ", ".join([str(facts.get("device_name")), *versions])
 
     def _cells(self, row: CCERow, factor: float) -> tuple[str, ...]:

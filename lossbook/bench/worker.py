@@ -35,14 +35,16 @@ def answer(spec: dict[str, Any]) -> dict[str, Any]:
             ``check_rows`` and ``methods``, all those of the run.
 
     Returns:
-        The facts of :func:`~lossbook.bench.sparsity.describe_inputs`; or ``{"not_available": reason}``, or the samples,
-        the errors and the facts of the process.
+        ``{"unreachable": reason}`` if there are no such inputs; the facts of
+        :func:`~lossbook.bench.sparsity.describe_inputs`; or ``{"not_available": reason}``, or the samples, the errors
+        and the facts of the process.
     """
     torch.set_num_threads(spec["threads"])
-    inputs = make_inputs(
-        **{name: spec[name] for name in ("n", "vocab", "dim", "device", "seed", "data", "density", "scale")},
-        dtype=getattr(torch, spec["dtype"]),
-    )
+    sizes = {name: spec[name] for name in ("n", "vocab", "dim", "device", "seed", "data", "density", "scale")}
+    try:
+        inputs = make_inputs(**sizes, dtype=getattr(torch, spec["dtype"]))
+    except ValueError as error:
+        return {"unreachable": str(error)}
     if spec["method"] is None:
         return describe_inputs(inputs, [METHODS[name].filter for name in spec["methods"] if METHODS[name].filter])
     try:

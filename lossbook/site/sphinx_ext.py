@@ -20,6 +20,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 from sphinx_external_toc.collectors import TocTreeCollectorWithStyles as Collector
 
+from lossbook.bench import floors_table
 from lossbook.site import pages
 
 _CHAPTER = re.compile(r"^notebooks/(\d\d)_")
@@ -48,6 +49,7 @@ _DIRECTIVES = {
     "lossbook-scoreboard": pages.claims_table,
     "lossbook-run-times": pages.run_times,
     "lossbook-benchmarks": pages.benchmarks,
+    "lossbook-floors": floors_table,
 }
 _assign_from_one = Collector.assign_section_numbers
 
