@@ -259,18 +259,26 @@ def _fill_(
     """Compute the gradient by the logits for a listing, or else for the columns ``[start, stop)``."""
     class_weight = None if slopes.d_logit_sum is None else operands.problem.capped_weight(0, operands.size)
     extras = slopes.d_mean is not None or class_weight is not None
-    table = _table(operands)
-    rows = (stop - start, operands.blocks) if listing is None else (len(listing.column_of), 1)
+    table, e, c = _table(operands), operands.e, operands.c
+    if listing is None:
+        columns, blocks, described = stop - start, operands.blocks, config.use_descriptors(table, e, c)
+    else:
+        columns, blocks, described = len(listing.column_of), 1, config.use_descriptors(table, e)
+    if described:
+        e, c = config.descriptor(e), config.descriptor(c) if listing is None else c
     config.launch(
         logit_gradient_kernel,
         table.logit_gradient_with_extras if extras else table.logit_gradient,
         _NAMES,
-        lambda meta: (-(-rows[0] // meta["BLOCK_COLUMNS"]), rows[1]),
+        lambda meta: (-(-columns // meta["BLOCK_COLUMNS"]), blocks),
         operands.arguments()
         | _constants(operands)
         | slopes._asdict()
         | gradient._asdict()
         | {
+            "e": e,
+            "c": c,
+            "DESCRIPTORS": described,
             "mean": None if slopes.d_mean is None else slopes.mean,
             "target": operands.target,
             "class_weight": class_weight,

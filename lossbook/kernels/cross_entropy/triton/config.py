@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lossbook.kernels.cross_entropy.tiles import FILTER_ROWS
 
@@ -119,9 +120,9 @@ def n_splits(device: torch.device, blocks: int, columns: int) -> int:
     return max(1, min(processors // blocks, columns // _MIN_COLUMNS_PER_SPLIT))
 
 
-def describable(*matrices: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read these: rows start at multiples of 16 bytes."""
-    return all(
+def use_descriptors(architecture: Architecture, *matrices: Tensor) -> bool:
+    """Whether the tensor memory accelerator is there and can read these: rows start at multiples of 16 bytes."""
+    return bool(architecture.described_statistics) and all(
         value.data_ptr() % 16 == 0 and value.stride(0) * value.element_size() % 16 == 0 and min(value.shape) > 0
         for value in matrices
     )
@@ -144,6 +145,11 @@ def timings() -> list[dict[str, Any]]:
         for tuned in _TUNED
         for key, best in tuned.cache.items()
     ]
+
+
+def descriptor(matrix: Tensor) -> TensorDescriptor:
+    """A tensor descriptor; :func:`launch` sets its tile."""
+    return TensorDescriptor.from_tensor(matrix, [1, 16])
 
 
 def autotuning() -> bool:
@@ -187,7 +193,6 @@ def _autotuned(kernel: Any, configs: tuple[Config, ...], names: tuple[str, ...],
 
 def _set_block_shapes(arguments: dict[str, Any]) -> None:
     """Descriptors load tiles of the configuration's size."""
-    if arguments.get("DESCRIPTORS"):
-        features = arguments["BLOCK_FEATURES"]
-        arguments["e"].block_shape = [arguments["BLOCK_ROWS"], features]
-        arguments["c"].block_shape = [arguments["BLOCK_COLUMNS"], features]
+    for name, rows in (("e", "BLOCK_ROWS"), ("c", "BLOCK_COLUMNS")):
+        if isinstance(arguments.get(name), TensorDescriptor):
+            arguments[name].block_shape = [arguments[rows], arguments["BLOCK_FEATURES"]]

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lossbook.kernels.cross_entropy.problem import Problem, Statistics, put
 from lossbook.kernels.cross_entropy.tiles import joined_entropy
@@ -108,11 +107,10 @@ def _sweep(
     top, argmax = parts(problem.want_argmax), parts(problem.want_argmax, torch.int32)
     levels = [math.log2(eps) - _SLACK for eps in filter_levels(problem)] + [None, None]
     table = config.table(config.architecture(e.device), e.dtype)
-    configs = table.described_statistics if config.describable(e, c) else ()
+    described = config.use_descriptors(table, e, c)
     arguments = operands.arguments()
-    if configs:
-        # The block shape follows from the configuration.
-        arguments |= {"e": TensorDescriptor.from_tensor(e, [1, 16]), "c": TensorDescriptor.from_tensor(c, [1, 16])}
+    if described:
+        arguments |= {"e": config.descriptor(e), "c": config.descriptor(c)}
     arguments |= {
         "target": operands.target,
         "target_logit": target_logit,
@@ -130,12 +128,12 @@ def _sweep(
         "order_level": levels[1],
         "N_SPLITS": splits,
         "BLOCK_ROWS": config.BLOCK_ROWS,
-        "DESCRIPTORS": bool(configs),
+        "DESCRIPTORS": described,
         "PRECISION": operands.precision,
     }
     config.launch(
         statistics_kernel,
-        configs or table.statistics,
+        table.described_statistics if described else table.statistics,
         ("BLOCK_COLUMNS", "BLOCK_FEATURES", "WARP_SPECIALIZE"),
         lambda meta: (operands.blocks * splits,),
         arguments,

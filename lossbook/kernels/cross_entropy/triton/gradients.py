@@ -43,6 +43,7 @@ def logit_gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_FEATURES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
 ):
@@ -54,7 +55,8 @@ def logit_gradient_kernel(
     what the filter is decided by.  ``column_sum`` gets the sum over the rows.
 
     Listed if ``column_of`` is given: program ``i`` computes the slots of tile ``i``.  Otherwise dense: program
-    ``(i, j)`` computes block ``j`` by tile ``i`` of the span ``[first_column, stop_column)``.
+    ``(i, j)`` computes block ``j`` by tile ``i`` of the span ``[first_column, stop_column)``.  With ``DESCRIPTORS``,
+    ``e`` is a tensor descriptor, and ``c`` too if dense: listed columns have to be gathered.
     """
     tile = tl.program_id(0)
     slot = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -82,8 +84,14 @@ def logit_gradient_kernel(
     z = tl.zeros((BLOCK_COLUMNS, BLOCK_ROWS), tl.float32)
     for start in range(0, n_features, BLOCK_FEATURES):
         feature = start + tl.arange(0, BLOCK_FEATURES)
-        left = block_of_rows(c, some_column, feature, c_stride, n_features, EVEN)
-        right = block_of_rows(e, some_row, feature, e_stride, n_features, EVEN)
+        if DESCRIPTORS and column_of is None:
+            left = c.load([first_column + tile * BLOCK_COLUMNS, start])
+        else:
+            left = block_of_rows(c, some_column, feature, c_stride, n_features, EVEN)
+        if DESCRIPTORS:
+            right = e.load([block * BLOCK_ROWS, start])
+        else:
+            right = block_of_rows(e, some_row, feature, e_stride, n_features, EVEN)
         z = tl.dot(left, right.T, z, input_precision=PRECISION)
     if bias is not None:
         z += tl.load(bias + some_column).to(tl.float32)[:, None]
