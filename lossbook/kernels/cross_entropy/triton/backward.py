@@ -172,10 +172,11 @@ def _groups(operands: Operands, column_map: Tensor) -> tuple[tuple[Tensor, ...],
     follows depend on it.
     """
     blocks = operands.blocks
-    kept, _ = _count_blocks(operands, column_map[0])
+    counts = [_count_blocks(operands, one_map) for one_map in column_map]
+    kept, _ = counts[0]
     # The last map, if there are two, is that of the classifier's gradient, whose tiles the order is for.  Of columns
     # with equally many blocks those of early blocks come first, so that neighbours share blocks.
-    count, position = (kept, _) if len(column_map) == 1 else _count_blocks(operands, column_map[1])
+    count, position = counts[-1]
     rank = count * 2.0 - position / (count.clamp(min=1) * blocks)
     order = rank.where(kept > 0, -torch.inf).argsort(descending=True, stable=True).to(torch.int32)
     order = order[: int((kept > 0).sum())]
@@ -187,10 +188,10 @@ def _groups(operands: Operands, column_map: Tensor) -> tuple[tuple[Tensor, ...],
     reserve = blocks * PORTION * slot_bytes
     room = max(operands.problem.chunk_bytes - reserve, reserve) - blocks * slot_bytes - column_bytes
     group = ((kept * slot_bytes + column_bytes).cumsum(0) - 1) // room
-    sizes = torch.unique_consecutive(group, return_counts=True)[1].tolist()
-    groups = order.split(sizes)
-    most = max((int(part.sum()) for part in kept.split(sizes)), default=0)
-    return groups, most // PORTION * PORTION + (blocks + 1) * PORTION
+    _, number, sizes = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
+    totals = torch.zeros_like(sizes).index_add_(0, number, kept)
+    sizes, totals = torch.stack([sizes, totals]).tolist()
+    return order.split(sizes), max(totals, default=0) // PORTION * PORTION + (blocks + 1) * PORTION
 
 
 def _count_blocks(operands: Operands, column_map: Tensor) -> tuple[Tensor, Tensor]:
