@@ -133,7 +133,9 @@ def make_inputs(
     c[:, 0] = ((prior - prior.mean()) * dim**-0.5).float()
     e[:, 0], share[:, 0] = language.prior * dim**0.5, 0.0
     if scale is None:
-        rows = torch.linspace(0, n - 1, min(n, _TUNING_ROWS), device=device).long()  # of every context, not one
+        # Of every degree of confidence alike: at a low density nearly all entries come from the few unsure rows.
+        spaced = torch.linspace(0, n - 1, min(n, _TUNING_ROWS), device=device).long()
+        rows = confidence[:, 0].argsort()[spaced]
         scale = tune_scale(e[rows], share[rows], c, target[rows], density=density)
     return _leaves(e.add_(share, alpha=scale), c, target, scale, dtype)
 

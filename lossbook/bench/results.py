@@ -262,12 +262,14 @@ class CCEReport:
 
         Returns:
             One line for each method; ratios are to ``dense`` where it was measured, the error is the larger one of
-            the two gradients' relative errors, and memory is the peak without the gradients.
+            the two gradients' relative errors, memory is the peak without the gradients, and the ratio to the floor is
+            shown where a ceiling was measured.
         """
         from rich import box
         from rich.table import Table
 
-        unit, factor = ("CPU s", 1.0) if any(row.cpu_seconds for row in self.rows) else ("ms", 1e3)
+        on_cpu = any(row.cpu_seconds for row in self.rows)
+        floors = any(row.floor_ratio for row in self.rows)
         missing = [f"{row.method} is not available: {row.not_available}" for row in self.rows if row.not_available]
         table = Table(
             title="N={n} V={vocab} D={dim} {dtype} {data}".format(**self.settings) + self.density_text(", "),
@@ -276,11 +278,12 @@ class CCEReport:
             padding=(0, 1, 0, 0),
         )
         table.add_column("method", no_wrap=True)
-        for heading in (unit, "fwd", "bwd", "+-", "x dense", "x floor", "MiB", "x dense", "error"):
-            table.add_column(heading, justify="right", no_wrap=heading in (unit, "fwd", "bwd", "error"))
+        headings = ("CPU s" if on_cpu else "ms", "fwd", "bwd", "+-", "x dense", "MiB", "x dense", "error")
+        for heading in (*headings, "x floor") if floors else headings:
+            table.add_column(heading, justify="right", no_wrap=not heading.startswith("x"))
         for row in self.rows:
             if row.not_available is None:
-                table.add_row(row.method, *self._cells(row, factor))
+                table.add_row(row.method, *self._cells(row), *([f"{row.floor_ratio:.3g}"] if floors else []))
         return table
 
     def useful_tflops(self, row: CCERow) -> float | None:
@@ -310,19 +313,22 @@ class CCEReport:
         return "" if density is None else f"{before}{density:.3%} of probabilities >= 2^-12"
 
     def device_text(self) -> str:
-        """Return device and versions, without which no absolute time may be shown."""
+        """Return device and versions, without which no absolute time may be shown.
+
+        Returns:
+            Their names, separated by commas.
+        """
         facts = self.environment
         names = {"cuda": "CUDA"} | {name: name for name in ("driver", *PACKAGES)}
         versions = [f"{label} {facts[name]}" for name, label in names.items() if facts.get(name)]
         return ", ".join([str(facts.get("device_name")), *versions])
 
-    def _cells(self, row: CCERow, factor: float) -> tuple[str, ...]:
-        clock = "cpu_seconds" if row.device_seconds is None else "device_seconds"
+    def _cells(self, row: CCERow) -> tuple[str, ...]:
+        clock, factor, digits = ("cpu_seconds", 1.0, 3) if row.device_seconds is None else ("device_seconds", 1e3, 2)
         return (
-            *(f"{factor * getattr(row, clock + part):.4g}" for part in ("", "_forward", "_backward")),
+            *(f"{factor * getattr(row, clock + part):.{digits}f}" for part in ("", "_forward", "_backward")),
             "" if row.spread is None else f"{row.spread:.0%}",
             self.ratio_text(row.method, clock),
-            "" if row.floor_ratio is None else f"{row.floor_ratio:.3g}",
             f"{(row.peak_extra_bytes - row.gradient_bytes) / _MIB:.0f}",
             self.ratio_text(row.method, "peak_extra_bytes"),
             "–" if row.error is None else f"{row.error:.0e}",

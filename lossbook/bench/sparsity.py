@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
-from lossbook.bench.inputs import CONTEXT, ENTRY_EPS, Inputs
+from lossbook.bench.inputs import ENTRY_EPS, Inputs
 from lossbook.bench.methods import Filter
 from lossbook.kernels import softmax_sparsity
 
-_CONTEXTS = 8
-
 
 def describe_inputs(inputs: Inputs, filters: Iterable[Filter]) -> dict[str, Any]:
-    """Measure density and kept fractions on whole contexts spread over the rows.
+    """Measure density and kept fractions over all rows.
 
     Args:
         inputs: The inputs.
@@ -26,13 +22,8 @@ def describe_inputs(inputs: Inputs, filters: Iterable[Filter]) -> dict[str, Any]
         ``columns`` and ``tiles``: fractions kept in blocks of 128 rows, by threshold; the key is the threshold as text.
         ``scale``: that of the inputs.
     """
-    count = -(-len(inputs.e) // CONTEXT)
-    contexts = torch.linspace(0, count - 1, min(count, _CONTEXTS)).long()
-    rows = (CONTEXT * contexts[:, None] + torch.arange(CONTEXT)).flatten()
-    rows = rows[rows < len(inputs.e)].to(inputs.e.device)
-    e, target = inputs.e.detach()[rows], inputs.target[rows]
-
+    e, c, target = inputs.e.detach(), inputs.c.detach(), inputs.target
     thresholds = {eps for which in filters for eps in (which.eps_e, which.eps_c) if eps is not None} | {ENTRY_EPS}
-    measured = {eps: softmax_sparsity(e, inputs.c.detach(), target, eps=eps) for eps in sorted(thresholds)}
+    measured = {eps: softmax_sparsity(e, c, target, eps=eps) for eps in sorted(thresholds)}
     fractions = {unit: {str(eps): result[unit] for eps, result in measured.items()} for unit in ("columns", "tiles")}
     return {"scale": inputs.scale, "entry_density": measured[ENTRY_EPS]["entries"]} | fractions
