@@ -6,8 +6,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
 #: Packages whose versions the figures depend on.
@@ -79,6 +81,20 @@ def device_facts(device: str) -> dict[str, object]:
         "memory_bytes": properties.total_memory,
         "cache_bytes": properties.L2_cache_size,
     }
+
+
+def device_text(environment: Mapping[str, Any]) -> str:
+    """Return device and versions, without which no absolute time may be shown.
+
+    Args:
+        environment: From :func:`describe`, and for a GPU :func:`device_facts`.
+
+    Returns:
+        Their names, separated by commas.
+    """
+    names = {"cuda": "CUDA"} | {name: name for name in ("driver", *PACKAGES)}
+    versions = [f"{label} {environment[name]}" for name, label in names.items() if environment.get(name)]
+    return ", ".join([str(environment.get("device_name")), *versions])
 
 
 def _driver() -> str | None:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lossbook.bench.environment import PACKAGES
+from lossbook.bench.environment import PACKAGES, device_text
 from lossbook.bench.files import read_json
 from lossbook.bench.gpu.results import GPURun
 from lossbook.bench.results import CCEReport, CCERow, read_reports
@@ -85,7 +85,7 @@ def _gpu_run(run: GPURun) -> str:
     ceilings = {name: value for record in run.records("device") for name, value in record.items()}
     if "matrix_tflops" in ceilings:
         parts.append(
-            f"{run.environment['gpu']}, {run.date}: {ceilings['copy_terabytes']:.2f} TB/s copied, "
+            f"{device_text(run.environment)}; {run.date}: {ceilings['copy_terabytes']:.2f} TB/s copied, "
             f"{ceilings['matrix_tflops']:.0f} TFLOP/s in a {ceilings['dtype']} matrix product."
         )
     if cases := run.records("correctness"):
@@ -98,7 +98,7 @@ def _gpu_run(run: GPURun) -> str:
         table = [*_head(("training step", "ms", "peak MiB"))]
         for step in steps:
             table.append(_line([step["variant"], *_step(step)]))
-        parts.append("\n".join([f"SmolLM2's architecture, {run.environment['gpu']}, {run.date}.", "", *table]))
+        parts.append("\n".join([f"SmolLM2's architecture, {device_text(run.environment)}; {run.date}.", "", *table]))
     return "\n\n".join(parts)
 
 
@@ -111,7 +111,9 @@ def _step(step: dict) -> Sequence[str]:
 
 def _gpu_section(report: CCEReport) -> str:
     ceiling = report.environment["matrix_tflops"]
-    conditions = f"{_conditions(report)} {report.device_text()}; ceiling {ceiling:.0f} TFLOP/s, measured in this run."
+    conditions = (
+        f"{_conditions(report)} {device_text(report.environment)}; ceiling {ceiling:.0f} TFLOP/s, measured in this run."
+    )
     header = (
         "method", "forward ms", "backward ms", "both ms", "spread", "floor ms", "x floor", "TFLOP/s",
         "MiB beyond gradients", "kept dE, dC", *_ERRORS,

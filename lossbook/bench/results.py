@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lossbook.bench.environment import PACKAGES
+from lossbook.bench.environment import device_text
 from lossbook.bench.files import read_json, slug, write_json
 from lossbook.bench.roofline import EXACT_PRODUCTS, filtered_products
 
@@ -273,7 +273,7 @@ class CCEReport:
         missing = [f"{row.method} is not available: {row.not_available}" for row in self.rows if row.not_available]
         table = Table(
             title="N={n} V={vocab} D={dim} {dtype} {data}".format(**self.settings) + self.density_text(", "),
-            caption="\n".join([self.device_text(), *missing]),
+            caption="\n".join([device_text(self.environment), *missing]),
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
@@ -311,17 +311,6 @@ class CCEReport:
         """
         density = self.data.get("entry_density")
         return "" if density is None else f"{before}{density:.3%} of probabilities >= 2^-12"
-
-    def device_text(self) -> str:
-        """Return device and versions, without which no absolute time may be shown.
-
-        Returns:
-            Their names, separated by commas.
-        """
-        facts = self.environment
-        names = {"cuda": "CUDA"} | {name: name for name in ("driver", *PACKAGES)}
-        versions = [f"{label} {facts[name]}" for name, label in names.items() if facts.get(name)]
-        return ", ".join([str(facts.get("device_name")), *versions])
 
     def _cells(self, row: CCERow) -> tuple[str, ...]:
         clock, factor, digits = ("cpu_seconds", 1.0, 3) if row.device_seconds is None else ("device_seconds", 1e3, 2)

@@ -1,5 +1,6 @@
 """The unattended GPU run, tried without a GPU: the Triton kernels run in their interpreter."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -146,6 +147,44 @@ def test_a_phase_that_does_not_end_well_does_not_stop_the_next(tmp_path, short_p
     assert run.done("correctness")
     assert not run.done("device")
     assert bench.GPURun.load(run.path) == run
+
+
+def test_a_case_that_ends_its_process_fails_alone(tmp_path, monkeypatch):
+    def worker(run, module, limit, *, skip, **spec):
+        for index in range(skip, 3):
+            yield {"begin": {"case": index, "dtype": "float32"}}
+            if index == 1:
+                raise BenchmarkError("correctness: the worker was killed by SIGSEGV\nand more")
+            yield {"case": index, "dtype": "float32", "passed": True}
+
+    monkeypatch.setattr(driver, "_worker", worker)
+    run = bench.run_gpu(10, tmp_path / "run.json", device="cpu", phases=["correctness"])
+    assert run.done("correctness")
+    assert [record["passed"] for record in run.records("correctness")] == [True, False, True]
+    assert run.records("correctness")[1]["failure"] == "correctness: the worker was killed by SIGSEGV"
+
+
+def test_incomplete_tables_are_continued(tmp_path, monkeypatch, finished):
+    complete = bench.GPURun.load(finished[0])
+    (_, report), *_ = complete.tables()
+    begun = []
+
+    def in_turns(settings, methods, densities, **_):
+        begun.append(densities)
+        for density in densities:
+            is_first = len(begun) == 1 and density == densities[-1]
+            data = report.data | {"complete": not is_first}
+            yield dataclasses.replace(report, settings=report.settings | {"density": density}, data=data)
+            if is_first:
+                raise OutOfTimeError("too slow")
+
+    monkeypatch.setattr(driver, "reports_in_turns", in_turns)
+    first, second, third = driver._DRY_DENSITIES
+    for expected in ("out of time", "done"):
+        run = bench.run_gpu(10, tmp_path / "run.json", device="cpu", phases=["tables"])
+        assert run.phases["tables"]["status"] == expected
+    assert begun == [[first, second, third], [first, second, third], [third]]
+    assert len(run.tables()) == 6
 
 
 def test_another_run_is_not_overwritten(tmp_path, short_phases):

@@ -76,7 +76,7 @@ def gpu_run(path):
         "train": [step, {"variant": "patched", "not_available": "ImportError: nothing there"}],
     }
     phases = {name: {"status": "done", "seconds": 1.0, "records": found} for name, found in records.items()}
-    environment = {"gpu": "NVIDIA H200", "torch": "2.13.0"}
+    environment = {"gpu": "NVIDIA H200", "device_name": "NVIDIA H200", "torch": "2.13.0"}
     run = bench.GPURun({"device": "cuda"}, environment, "2026-01-31", path / "gpu.json", phases)
     run.save()
     return run
@@ -113,7 +113,7 @@ def test_a_gpu_run_shows_all_its_phases(tmp_path):
     assert bench.GPURun.load(run.path).tables() == run.tables()
     text = bench.markdown_table(tmp_path)
     assert "awaiting" not in text
-    assert "NVIDIA H200, 2026-01-31: 4.20 TB/s copied, 780 TFLOP/s in a bfloat16 matrix product." in text
+    assert "NVIDIA H200, torch 2.13.0; 2026-01-31: 4.20 TB/s copied, 780 TFLOP/s in a bfloat16 matrix product." in text
     assert "Options compared with float64: 2; within their tolerance: all but `bias` in bfloat16." in text
     assert "**gemma2-2b**\\\nN = 8, V = 16" in text
     assert "| unpatched | 200.0 | 5 |" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossbook.bench.measure import use_device
 from lossbook.bench.methods import failure
 from lossbook.kernels import cut_cross_entropy
 
@@ -49,19 +51,24 @@ def records(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Compare every option in every dtype.
 
     Args:
-        spec: ``device``, ``impl``, ``seed``, ``dtypes`` and the sizes ``n``, ``vocab`` and ``dim``.
+        spec: ``device``, ``impl``, ``seed``, ``dtypes``, the sizes ``n``, ``vocab`` and ``dim``, and ``skip``, the
+            number of cases that an earlier process has dealt with.
 
     Yields:
-        For every case ``{"case", "dtype", "passed"}`` with the relative ``errors`` of every output and gradient and
-        those ``allowed``, or with the ``failure``.
+        For every case ``{"begin": {"case", "dtype"}}``, and then ``{"case", "dtype", "passed"}`` with the relative
+        ``errors`` of every output and gradient and those ``allowed``, or with the ``failure``.
     """
-    for dtype in spec["dtypes"]:
-        for case, options in _OPTIONS.items():
-            record = {"case": case, "dtype": dtype}
-            try:
-                yield record | _compare(spec, getattr(torch, dtype), dict(options), TOLERANCES[dtype])
-            except Exception as error:
-                yield record | {"passed": False, "failure": failure(error)}
+    use_device(spec["device"])
+    for dtype, case in itertools.islice(itertools.product(spec["dtypes"], _OPTIONS), spec["skip"], None):
+        record = {"case": case, "dtype": dtype}
+        yield {"begin": record}
+        try:
+            outcome = _compare(spec, getattr(torch, dtype), dict(_OPTIONS[case]), TOLERANCES[dtype])
+        except Exception as error:
+            if spec["device"] != "cpu":
+                torch.cuda.synchronize()  # raises, and so ends this process, if the GPU cannot be used any more
+            outcome = {"passed": False, "failure": failure(error)}
+        yield record | outcome
 
 
 def _compare(spec: dict[str, Any], dtype: torch.dtype, options: dict[str, Any], tolerance: float) -> dict[str, Any]:

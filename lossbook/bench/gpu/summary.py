@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from lossbook.bench.environment import device_text
 from lossbook.bench.gpu.results import GPURun
 
 _MIB = 2**20
@@ -23,7 +24,7 @@ def summary(run: GPURun) -> RenderableType:
     Returns:
         One line for each phase, then a table for each side-by-side measurement.
     """
-    phases = Table(title=str(run.environment.get("device_name")), show_header=False, box=None)
+    phases = Table(title=device_text(run.environment), show_header=False, box=None)
     for name, entry in run.phases.items():
         status = entry["status"] + (f": {entry['reason'].splitlines()[0]}" if entry.get("reason") else "")
         phases.add_row(name, f"{entry['seconds']:.0f} s", status, "; ".join(_LINES[name](entry["records"])))

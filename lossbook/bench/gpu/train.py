@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lossbook.bench.environment import device_facts
 from lossbook.bench.measure import gauge_for, median_passes, timed_passes, use_device
 from lossbook.bench.methods import failure
 
@@ -46,10 +47,12 @@ def records(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
             ``context``, ``repeats`` and ``seconds`` of a turn.
 
     Yields:
-        For both variants ``{"variant", "samples", "extra_bytes", "loss"}``, or ``{"variant", "not_available"}``.
+        The facts of the device; then for both variants ``{"variant", "samples", "extra_bytes", "loss"}``, or
+        ``{"variant", "not_available"}``.
     """
     torch.manual_seed(spec["seed"])
     use_device(spec["device"])
+    yield {"facts": device_facts(spec["device"])}
     variants = {"unpatched": lambda model: None, "patched": _patch}
     for variant, prepare in variants.items():
         try:
