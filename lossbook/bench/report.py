@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ _AWAITING = (
     "Absolute times: awaiting a GPU run. `lossbook bench gpu --budget 1500 --out book/results/gpu.json` records one."
 )
 _KEPT = (0.1, 0.25, 0.4)  # fractions at which the table of floors shows a filter
-_ERRORS = ("loss error", "dE error", "dC error")
+_ACCURACY = ("dE error", "dC error", "kept dE, dC")
 
 
 def markdown_table(json_dir: str | os.PathLike[str]) -> str:
@@ -104,7 +105,7 @@ def _gpu_run(run: GPURun) -> str:
 
 def _step(step: dict) -> Sequence[str]:
     if "not_available" in step:
-        return (f"not available: {step['not_available']}", "")
+        return (f"not available: {_escape(step['not_available'])}", "")
     seconds = statistics.median(sample["both"] for sample in step["samples"])
     return (f"{1e3 * seconds:.1f}", f"{step['extra_bytes'] / _MIB:.0f}")
 
@@ -115,11 +116,12 @@ def _gpu_section(report: CCEReport) -> str:
         f"{_conditions(report)} {device_text(report.environment)}; ceiling {ceiling:.0f} TFLOP/s, measured in this run."
     )
     header = (
-        "method", "forward ms", "backward ms", "both ms", "spread", "floor ms", "x floor", "TFLOP/s",
-        "MiB beyond gradients", "kept dE, dC", *_ERRORS,
+        "method", *_ACCURACY, "forward ms", "backward ms", "both ms", "spread", "floor ms", "x floor", "TFLOP/s",
+        "MiB beyond gradients", "loss error",
     )  # fmt: skip
 
     def cells(row: CCERow) -> Iterable[str]:
+        yield from _accuracy(row)
         for seconds in (row.device_seconds_forward, row.device_seconds_backward, row.device_seconds):
             yield f"{1e3 * seconds:.3f}"
         yield f"{row.spread:.1%}"
@@ -127,8 +129,7 @@ def _gpu_section(report: CCEReport) -> str:
         yield f"{row.floor_ratio:.2f}"
         yield f"{report.useful_tflops(row):.0f}"
         yield f"{(row.peak_extra_bytes - row.gradient_bytes) / _MIB:.0f}"
-        yield _kept(row)
-        yield from _errors(row)
+        yield _scientific(row.loss_error)
 
     return _section(report, conditions, header, cells)
 
@@ -140,26 +141,27 @@ def _cpu_section(report: CCEReport) -> str:
         f"{_conditions(report)} CPU, {threads} thread{'s' if threads > 1 else ''}, {facts}; "
         "ratios to the dense method, below 1 is better."
     )
-    header = ("method", "CPU time", "spread", "peak memory", "gradients in peak", "kept dE, dC", *_ERRORS)
+    header = ("method", *_ACCURACY, "CPU time", "spread", "peak memory", "MiB beyond gradients", "loss error")
 
     def cells(row: CCERow) -> Iterable[str]:
+        yield from _accuracy(row)
         yield report.ratio_text(row.method, "cpu_seconds")
         yield "" if row.spread is None else f"{row.spread:.0%}"
         yield report.ratio_text(row.method, "peak_extra_bytes")
-        yield f"{row.gradient_bytes / row.peak_extra_bytes:.0%}" if row.peak_extra_bytes else ""
-        yield _kept(row)
-        yield from _errors(row)
+        yield f"{(row.peak_extra_bytes - row.gradient_bytes) / _MIB:.0f}"
+        yield _scientific(row.loss_error)
 
     return _section(report, conditions, header, cells)
 
 
-def _errors(row: CCERow) -> Iterable[str]:
-    errors = (row.loss_error, row.e_gradient_error, row.c_gradient_error)
-    return ("–" if error is None else f"{error:.1e}" for error in errors)
+def _accuracy(row: CCERow) -> Iterable[str]:
+    yield _scientific(row.e_gradient_error)
+    yield _scientific(row.c_gradient_error)
+    yield "all" if row.kept is None else ", ".join(f"{fraction:.1%}" for fraction in row.kept)
 
 
-def _kept(row: CCERow) -> str:
-    return "all" if row.kept is None else ", ".join(f"{fraction:.1%}" for fraction in row.kept)
+def _scientific(error: float | None) -> str:
+    return "–" if error is None else f"{error:.1e}"
 
 
 def _conditions(report: CCEReport) -> str:
@@ -172,13 +174,20 @@ def _section(
     report: CCEReport, conditions: str, header: tuple[str, ...], cells: Callable[[CCERow], Iterable[str]]
 ) -> str:
     lines = [conditions, "", *_head(header)]
+    reasons: dict[str, list[str]] = {}
     for row in report.rows:
         if row.not_available is None:
             lines.append(_line([f"`{row.method}`", *cells(row)]))
         else:
-            reason = row.not_available.replace("|", "\\|")
-            lines.append(_line([f"`{row.method}`", f"not available: {reason}", *[""] * (len(header) - 2)]))
-    return "\n".join(lines)
+            lines.append(_line([f"`{row.method}`", "n/a", *[""] * (len(header) - 2)]))
+            reasons.setdefault(row.not_available, []).append(f"`{row.method}`")
+    missing = [f"{', '.join(names)}: {_escape(reason)}" for reason, names in reasons.items()]
+    return "\n".join([*lines, "", f"Not available: {'; '.join(missing)}."] if missing else lines)
+
+
+def _escape(text: str) -> str:
+    """Keep Markdown from reading a quoted message as markup."""
+    return re.sub(r"([\\`*_{}\[\]<>$|])", r"\\\1", text)
 
 
 def _head(header: Sequence[str]) -> list[str]:

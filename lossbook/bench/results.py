@@ -310,7 +310,7 @@ class CCEReport:
             The sentence, or an empty text if nothing was measured.
         """
         density = self.data.get("entry_density")
-        return "" if density is None else f"{before}{density:.3%} of probabilities >= 2^-12"
+        return "" if density is None else f"{before}{density:.3%} of probabilities ≥ 2⁻¹²"
 
     def _cells(self, row: CCERow) -> tuple[str, ...]:
         clock, factor, digits = ("cpu_seconds", 1.0, 3) if row.device_seconds is None else ("device_seconds", 1e3, 2)
