@@ -32,7 +32,7 @@ class _Generated(SphinxDirective):
     make: ClassVar[Callable[[], str]]
 
     def run(self) -> list[nodes.Node]:
-        for path in pages.sources():
+        for path in [*pages.sources(), *sorted((pages.ROOT / "lossbook" / "bench").glob("*.py"))]:
             self.env.note_dependency(str(path))
         box = nodes.container(classes=["lossbook-table"])
         self.state.nested_parse(StringList(type(self).make().splitlines(), source=self.env.docname), 0, box)
