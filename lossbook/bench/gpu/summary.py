@@ -22,13 +22,13 @@ def summary(run: GPURun) -> RenderableType:
         run: The run.
 
     Returns:
-        One line for each phase, then a table for each side-by-side measurement.
+        Device and versions, one line for each phase, then a table for each side-by-side measurement.
     """
-    phases = Table(title=device_text(run.environment), show_header=False, box=None)
+    phases = Table(show_header=False, box=None)
     for name, entry in run.phases.items():
         status = entry["status"] + (f": {entry['reason'].splitlines()[0]}" if entry.get("reason") else "")
         phases.add_row(name, f"{entry['seconds']:.0f} s", status, "; ".join(_LINES[name](entry["records"])))
-    return Group(phases, *(report.table() for _, report in run.tables()))
+    return Group(device_text(run.environment), phases, *(report.table() for _, report in run.tables()))
 
 
 def _device(records: list[dict[str, Any]]) -> Iterator[str]:
