@@ -214,10 +214,10 @@ def test_bad_arguments(tmp_path, wrong, message):
     assert os.listdir(tmp_path) == []
 
 
-def test_tuning_keeps_medians_and_no_infinity():
+def test_tuning_keeps_no_infinity():
     kernel = {
         "kernel": "k",
         "best": {},
-        "candidates": [{"ms": [1.5, 1.4, 1.6]}, {"ms": [float("inf")] * 3}, {"ms": 2.0}],
+        "candidates": [{"ms": 1.5}, {"ms": float("inf")}],
     }
-    assert [candidate["ms"] for candidate in tuning._with_finite_times(kernel)["candidates"]] == [1.5, None, 2.0]
+    assert [candidate["ms"] for candidate in tuning._with_finite_times(kernel)["candidates"]] == [1.5, None]

@@ -132,14 +132,15 @@ _TUNED: list[Any] = []
 
 
 def timings() -> list[dict[str, Any]]:
-    """What was timed in this process: for each kernel and key every candidate, in milliseconds, and the winner."""
+    """What was timed in this process: for each kernel and key the winner, and the median time of every candidate."""
     return [
         {
             "kernel": tuned.base_fn.__name__,
             "key": [str(part) for part in key],
             "best": best.all_kwargs(),
             "candidates": [
-                {**config.all_kwargs(), "ms": time} for config, time in (tuned.configs_timings or {}).items()
+                {**config.all_kwargs(), "ms": quantiles[0]}
+                for config, quantiles in (tuned.configs_timings or {}).items()
             ],
         }
         for tuned in _TUNED
