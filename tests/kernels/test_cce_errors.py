@@ -12,6 +12,7 @@ from lossbook.kernels import (
     ImplementationUnavailableError,
     LinearCrossEntropy,
     VocabParallel,
+    _implementations,
     cut_cross_entropy,
     indexed_dot,
     linear_logsumexp,
@@ -118,7 +119,7 @@ def test_type_errors(arguments, message):
 )
 def test_triton_says_why_it_cannot_run_and_what_can(interpret, changes, reason, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    monkeypatch.setattr(arguments, "_TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(_implementations, "_TRITON_IS_INSTALLED", True)
     with pytest.raises(ImplementationUnavailableError, match=f"{reason}; use impl='torch'") as caught:
         call(impl="triton", **changes)
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, RuntimeError)
@@ -126,7 +127,7 @@ def test_triton_says_why_it_cannot_run_and_what_can(interpret, changes, reason, 
 
 
 def test_triton_is_asked_for_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(arguments, "_TRITON_IS_INSTALLED", False)
+    monkeypatch.setattr(_implementations, "_TRITON_IS_INSTALLED", False)
     with pytest.raises(ImplementationUnavailableError, match="triton is not installed; use impl='torch'"):
         call(impl="triton")
     assert arguments.resolve_impl("auto", E, torch.float32) == "torch"
@@ -134,7 +135,7 @@ def test_triton_is_asked_for_where_it_is_missing(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_auto_takes_triton_on_a_gpu_where_it_can(dtype, monkeypatch):
-    monkeypatch.setattr(arguments, "_TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(_implementations, "_TRITON_IS_INSTALLED", True)
     with FakeTensorMode():
         e = torch.empty(2, 3, dtype=dtype, device="cuda")
         got = arguments.resolve_impl("auto", e, torch.promote_types(dtype, torch.float32))

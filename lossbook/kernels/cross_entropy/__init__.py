@@ -1,7 +1,6 @@
 """Cut Cross-Entropy: the loss of a large-vocabulary head without its logits."""
 
 from lossbook.kernels.cross_entropy.advice import HeadAdvice, ScheduleCost, head_advice
-from lossbook.kernels.cross_entropy.arguments import ImplementationUnavailableError
 from lossbook.kernels.cross_entropy.logsumexp import indexed_dot, linear_logsumexp
 from lossbook.kernels.cross_entropy.module import LinearCrossEntropy
 from lossbook.kernels.cross_entropy.op import cut_cross_entropy
@@ -10,7 +9,6 @@ from lossbook.kernels.cross_entropy.sparsity import softmax_sparsity
 
 __all__ = [
     "HeadAdvice",
-    "ImplementationUnavailableError",
     "LinearCrossEntropy",
     "ScheduleCost",
     "VocabParallel",

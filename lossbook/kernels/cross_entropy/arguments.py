@@ -1,8 +1,5 @@
 """Checks and preparation of the arguments that the public functions share."""
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
@@ -19,25 +16,14 @@ from lossbook._validation import (
     check_shape,
     check_tensor,
 )
+from lossbook.kernels._implementations import resolve_triton, triton_obstacle
 
 IMPLEMENTATIONS = ("auto", "torch", "triton", "dense")
 REDUCTIONS = ("mean", "sum", "none")
 ACCUM_DTYPES = (torch.float32, torch.float64)
 
-# Found without importing it, and once: the compiler cannot trace the search.
-_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
-_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
 # Thresholds of the gradients of (e, c): "auto" errs about as much as one rounding to bfloat16, "fast" about 3x that.
 FILTER_PRESETS = {"auto": (2.0**-18, 2.0**-15), "fast": (2.0**-16, 2.0**-14)}
-
-
-class ImplementationUnavailableError(ValueError, RuntimeError):
-    """The implementation asked for exists by name but cannot run here; the message says which one can.
-
-    A ``ValueError`` because another value of ``impl`` works, and a ``RuntimeError`` because the same value may work
-    on another machine.
-    """
 
 
 def check_options(
@@ -75,33 +61,10 @@ def resolve_impl(impl: str, e: Tensor, work: torch.dtype) -> str:
     """
     if impl not in ("auto", "triton"):
         return impl
-    obstacle = _triton_obstacle(e, work)
-    if impl == "auto":
-        return "torch" if obstacle or not _on_gpu(e) else "triton"
-    if obstacle:
-        raise ImplementationUnavailableError(
-            f"impl='triton' cannot run: {obstacle}; use impl='torch' (chunks, any device and dtype), or impl='auto' "
-            "to have it chosen where Triton cannot run"
-        )
-    return impl
-
-
-def _triton_obstacle(e: Tensor, work: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot run; None if they can."""
-    if not _TRITON_IS_INSTALLED:
-        return "triton is not installed"
-    if not (_on_gpu(e) or (e.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")):
-        return f"e must be on a GPU, or on the CPU with TRITON_INTERPRET=1 set (Triton's interpreter), got {e.device}"
-    if e.dtype not in _TRITON_DTYPES:
-        return f"e must have dtype torch.float16, torch.bfloat16 or torch.float32, got {e.dtype}"
-    if work != torch.float32:
-        return f"accum_dtype must be torch.float32, got {work}"
-    return None
-
-
-def _on_gpu(tensor: Tensor) -> bool:
-    # ROCm devices carry this name too.
-    return tensor.device.type == "cuda"
+    obstacle = triton_obstacle("e", e)
+    if obstacle is None and work != torch.float32:
+        obstacle = f"accum_dtype must be torch.float32, got {work}"
+    return resolve_triton(impl, e, obstacle, "chunks, any device and dtype")
 
 
 def check_softcap(softcap: float | None) -> None:

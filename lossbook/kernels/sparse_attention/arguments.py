@@ -1,0 +1,196 @@
+"""Checks of the arguments that the functions of a decode step share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lossbook._validation import (
+    check_dtype,
+    check_floating,
+    check_integer,
+    check_non_negative,
+    check_positive,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_target_range,
+    check_tensor,
+    values_are_readable,
+)
+from lossbook.kernels.sparse_attention.paging import cache_tokens, is_token, used_pages
+
+GROUP_REDUCTIONS = ("max", "mean", "maxnorm", "sumsoftmax")
+LABEL_BITS = (16, 8, 4)
+_QUERY_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CACHE_DTYPES = (*_QUERY_DTYPES, torch.float8_e4m3fn)
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def check_query(q: Tensor) -> None:
+    """Require one query token per request."""
+    check_tensor("q", q)
+    _check_one_dtype("q", q, _QUERY_DTYPES)
+    check_shape("q", q, "(B, Hq, D)", (None, None, None))
+    _check_not_empty("q", q)
+
+
+def check_keys(name: str, k: Tensor, symbols: str = "(B, Hkv, S, D)") -> None:
+    """Require the keys of some tokens."""
+    check_tensor(name, k)
+    _check_one_dtype(name, k, _CACHE_DTYPES)
+    check_shape(name, k, symbols, (None, None, None, None))
+    _check_not_empty(name, k)
+
+
+def check_cache(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor | None) -> None:
+    """Check queries, keys and values against each other."""
+    check_query(q)
+    check_keys("k", k, "(B, Hkv, S, D)" if block_table is None else "(P, Hkv, page, D)")
+    (batch, heads, features), (_, key_heads, tokens, _) = q.shape, k.shape
+    if block_table is None:
+        check_shape("k", k, "(B, Hkv, S, D)", (batch, key_heads, tokens, features))
+    else:
+        check_shape("k", k, "(P, Hkv, page, D)", (None, key_heads, tokens, features))
+    check_tensor("v", v)
+    check_shape("v", v, "k.shape", k.shape)
+    check_same_dtype("v", v, "k", k)
+    if k.dtype != torch.float8_e4m3fn:
+        check_same_dtype("k", k, "q", q)
+    for name, value in (("k", k), ("v", v)):
+        check_same_device(name, value, "q", q)
+    check_group("Hq", heads, key_heads)
+
+
+def check_group(name: str, heads: int, key_heads: int) -> None:
+    """Require a whole number of heads per key head."""
+    if heads % key_heads:
+        raise ValueError(f"{name} must be a multiple of Hkv = {key_heads}, got {heads}")
+
+
+def check_block_table(block_table: Tensor | None, k: Tensor, batch: int | None) -> None:
+    """Check the table of pages; which of its entries are used depends on the lengths, see :func:`check_pages`."""
+    if block_table is None:
+        return
+    check_tensor("block_table", block_table)
+    check_dtype("block_table", block_table, torch.int32)
+    check_shape("block_table", block_table, "(B, pages)", (batch, None))
+    _check_not_empty("block_table", block_table)
+    check_same_device("block_table", block_table, "k", k)
+
+
+def check_pages(block_table: Tensor | None, k: Tensor, lengths: Tensor) -> None:
+    """Require pages that exist for the tokens that exist."""
+    if block_table is None:
+        return
+    used = used_pages(block_table, k.shape[2], lengths)
+    check_target_range("block_table", torch.where(used, block_table, 0), k.shape[0], symbol="P")
+
+
+def check_lengths(lengths: Tensor | None, batch: int, tokens: int, device: torch.device) -> Tensor:
+    """The lengths as int32 of shape ``(batch,)``: those given, or ``tokens`` for every request."""
+    if lengths is None:
+        return torch.full((batch,), tokens, dtype=torch.int32, device=device)
+    check_tensor("lengths", lengths)
+    _check_one_dtype("lengths", lengths, _INDEX_DTYPES)
+    check_shape("lengths", lengths, "(B,)", (batch,))
+    if lengths.device != device:
+        raise ValueError(f"lengths must be on the device of the cache, {device}, got {lengths.device}")
+    if values_are_readable(lengths):
+        outside = (lengths < 1) | (lengths > tokens)
+        if outside.any():
+            raise ValueError(f"lengths must lie in [1, S] = [1, {tokens}], got {int(lengths[outside][0])}")
+    return lengths.to(torch.int32)
+
+
+def check_paged_lengths(k: Tensor, lengths: Tensor | None, block_table: Tensor | None, batch: int) -> Tensor:
+    """Check the table and the lengths of a cache of either layout; returns the lengths."""
+    check_block_table(block_table, k, batch)
+    lengths = check_lengths(lengths, batch, cache_tokens(k, block_table), k.device)
+    check_pages(block_table, k, lengths)
+    return lengths
+
+
+def check_channels(channels: Tensor, features: int, key_heads: int, heads: int | None = None) -> None:
+    """Require channels of each key head or of each query head; of any multiple of the key heads without ``heads``."""
+    check_tensor("channels", channels)
+    check_dtype("channels", channels, torch.int64)
+    check_shape("channels", channels, "(H, r)", (None, None))
+    rows, r = channels.shape
+    if heads is None:
+        if rows < 1 or rows % key_heads:
+            raise ValueError(f"channels must have shape (H, r) with H a multiple of Hkv = {key_heads}, got H = {rows}")
+    elif rows not in (key_heads, heads):
+        raise ValueError(f"channels must have Hkv = {key_heads} or Hq = {heads} rows, got {rows}")
+    check_channel_count("r = channels.shape[1]", r, features)
+    check_target_range("channels", channels, features, symbol="D")
+
+
+def check_channel_count(name: str, r: int, features: int) -> None:
+    """Require between one and all channels of a head."""
+    if not 1 <= r <= features:
+        raise ValueError(f"{name} must lie in [1, D] = [1, {features}], got {r}")
+
+
+def check_selection(budget: int, sink: int, recent: int) -> None:
+    """Check how many tokens to select, and how many of them without a choice."""
+    check_integer("budget", budget)
+    if budget < 1:
+        raise ValueError(f"budget must be >= 1, got {budget}")
+    for name, value in (("sink", sink), ("recent", recent)):
+        check_integer(name, value)
+        check_non_negative(name, value)
+    if sink + recent > budget:
+        raise ValueError(f"sink + recent must be <= budget = {budget}, got {sink} + {recent} = {sink + recent}")
+
+
+def check_index(index: Tensor, count: Tensor, q: Tensor, k: Tensor, block_table: Tensor | None) -> None:
+    """Check lists of tokens."""
+    for name, value in (("index", index), ("count", count)):
+        check_tensor(name, value)
+        check_dtype(name, value, torch.int32)
+        check_same_device(name, value, "q", q)
+    (batch, heads, _), (pages, key_heads, page, _) = q.shape, k.shape
+    check_shape("index", index, "(B, H, budget)", (batch, None, None))
+    if index.shape[1] not in (key_heads, heads):
+        raise ValueError(f"index must have Hkv = {key_heads} or Hq = {heads} heads, got {index.shape[1]}")
+    check_shape("count", count, "(B, H)", index.shape[:2])
+    check_target_range("count", count, index.shape[2] + 1, symbol="budget + 1")
+    listed = is_token(count.flatten(), index.shape[2]).view_as(index)
+    check_target_range("index", torch.where(listed, index, 0), cache_tokens(k, block_table), symbol="S")
+    if block_table is not None and values_are_readable(block_table):
+        used = block_table.gather(1, torch.where(listed, index // page, 0).flatten(1).long())
+        check_target_range("block_table", torch.where(listed.flatten(1), used, 0), pages, symbol="P")
+
+
+def attention_scale(scale: float | None, features: int) -> float:
+    """The factor of the logits: what the user wrote, or one over the root of the head size."""
+    if scale is None:
+        return features**-0.5
+    check_positive("scale", scale)
+    return scale
+
+
+def check_cache_scales(k_scale: float, v_scale: float) -> None:
+    """Check the factors of the stored keys and values."""
+    check_positive("k_scale", k_scale)
+    check_positive("v_scale", v_scale)
+
+
+def _check_one_dtype(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    if tensor.dtype not in dtypes:
+        listed = ", ".join(map(str, dtypes))
+        raise TypeError(f"{name} must have one of the dtypes {listed}, got {tensor.dtype}")
+
+
+def _check_not_empty(name: str, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(tensor.shape)}")
+
+
+def check_importance_operand(name: str, tensor: Tensor, symbols: str) -> None:
+    """Require queries or keys of whole sequences."""
+    check_tensor(name, tensor)
+    check_floating(name, tensor)
+    check_shape(name, tensor, symbols, (None, None, None, None))
+    _check_not_empty(name, tensor)
