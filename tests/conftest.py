@@ -11,7 +11,13 @@ os.environ.setdefault("LOSSBOOK_STATIC", "1")
 import pytest
 import torch
 
+# Triton decides when it is imported whether its kernels are interpreted, so those tests run in a process of their own.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+
 _CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WILD = {torch.bool: True} | {dtype: torch.iinfo(dtype).max // 3 for dtype in _INTEGERS}
 
 
 def pytest_configure(config):
@@ -57,12 +63,12 @@ def generator():
 
 @pytest.fixture
 def nan_empty(monkeypatch):
-    """Fill every new uninitialized floating tensor with NaN: a read before the first write shows in the result."""
+    """Fill new uninitialized tensors with NaN or wild integers: a read before the first write shows in the result."""
 
     def poisoned(make):
         def call(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+            return tensor.fill_(torch.nan if tensor.is_floating_point() else _WILD[tensor.dtype])
 
         return call
 
