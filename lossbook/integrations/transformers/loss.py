@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbook.integrations.transformers.deferred import DeferredHead, DeferredLogits, StubBackbone, View
+from lossbook.integrations.transformers.models import transformers_model
 from lossbook.kernels import LinearCrossEntropy, cut_cross_entropy
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def patch(model: Model, **options: Any) -> Model:
         Wijmans et al. (2025), Cut Your Losses in Large-Vocabulary Language Models; chapter 17
         (:doc:`/notebooks/17_cut_cross_entropy`) and the page :doc:`/book/transformers`.
     """
-    causal = _causal_model(model)
+    causal = transformers_model(model)
     check_options(options)
     if not isinstance(_own_forward(causal), LossForward | None):
         raise _unsupported(causal, "its forward method was replaced on the instance, for example by a device map")
@@ -111,7 +112,7 @@ def unpatch(model: Model) -> Model:
     References:
         Chapter 17 (:doc:`/notebooks/17_cut_cross_entropy`) and the page :doc:`/book/transformers`.
     """
-    causal = _causal_model(model)
+    causal = transformers_model(model)
     forward = _own_forward(causal)
     if not isinstance(forward, LossForward | None):
         raise ValueError(
@@ -204,18 +205,6 @@ def check_options(options: dict[str, Any]) -> None:
         if name not in OPTIONS:
             raise TypeError(f"options of patch must be among {', '.join(OPTIONS)}, got {name}")
     LinearCrossEntropy(1, 1, device="meta", **options)
-
-
-def _causal_model(model: nn.Module) -> PreTrainedModel:
-    """The Transformers model, out of PEFT's wrapper if need be."""
-    from transformers import PreTrainedModel
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(inner, PreTrainedModel):
-        raise TypeError(
-            f"model must be a PreTrainedModel of Transformers or a PEFT model around one, got {type(model).__name__}"
-        )
-    return inner
 
 
 def _own_forward(model: PreTrainedModel) -> Any:
