@@ -48,6 +48,8 @@ def forward_statistics(problem: Problem) -> Statistics:
         return _nothing(problem, column_map)
     target_logit = None if operands.target is None else _target_logit(operands)
     lse, mean_logit, logit_sum, argmax = _sweep(operands, target_logit, column_map)
+    if column_map is not None:
+        _keep_all_of_broken_(column_map, lse)
     if column_map is not None and operands.target is not None:
         mark_targets_kernel[(operands.blocks,)](
             column_map,
@@ -63,6 +65,13 @@ def forward_statistics(problem: Problem) -> Statistics:
         logit_sum = operands.linear_sum.forward(operands.e)
     values = (lse, target_logit, logit_sum, mean_logit, argmax)
     return Statistics(*(put(value, operands.rows, len(problem.e)) for value in values), column_map)
+
+
+def _keep_all_of_broken_(column_map: Tensor, lse: Tensor) -> None:
+    """Set every bit of the blocks that hold a NaN: the kernel's maximum over the rows passes over it."""
+    padded = torch.nn.functional.pad(lse.isnan(), (0, -len(lse) % config.BLOCK_ROWS))
+    broken = padded.unflatten(0, (-1, config.BLOCK_ROWS)).any(1)
+    column_map[:, : len(broken)].masked_fill_(broken[None, :, None], -1)
 
 
 def _nothing(problem: Problem, column_map: Tensor | None) -> Statistics:

@@ -51,8 +51,8 @@ def logit_gradient_kernel(
 
     With ``p`` the softmax, the differentiated scalar is
     ``sum(d_lse * lse + d_target * target_logit + d_mean * mean_logit + d_logit_sum * logit_sum)`` over the rows.
-    ``peak`` gets the largest softmax of each column over the block's rows, infinite where it is some row's target:
-    what the filter is decided by.  ``column_sum`` gets the sum over the rows.
+    ``peak`` gets the largest softmax of each column over the block's rows, infinite where it is some row's target or a
+    row has none: what the filter is decided by.  ``column_sum`` gets the sum over the rows.
 
     Listed if ``column_of`` is given: program ``i`` computes the slots of tile ``i``.  Otherwise dense: program
     ``(i, j)`` computes block ``j`` by tile ``i`` of the span ``[first_column, stop_column)``.  With ``DESCRIPTORS``,
@@ -96,7 +96,8 @@ def logit_gradient_kernel(
     if bias is not None:
         z += tl.load(bias + some_column).to(tl.float32)[:, None]
     z = capped(z, softcap)
-    p = tl.exp2((z * scale - tl.load(lse + some_row)[None, :]) * LOG2_E)
+    row_lse = tl.load(lse + some_row)
+    p = tl.exp2((z * scale - row_lse[None, :]) * LOG2_E)
     p = tl.where(inside_rows[None, :], p, 0.0)
 
     slope = tl.load(d_lse + some_row)[None, :]
@@ -119,7 +120,9 @@ def logit_gradient_kernel(
     pointers = values + slot.to(tl.int64)[:, None] * values_stride + first_value + tl.arange(0, BLOCK_ROWS)[None, :]
     tl.store(pointers, g.to(values.dtype.element_ty), mask=inside[:, None])
     if peak is not None:
-        largest = tl.max(p, 1)
+        # A maximum passes over NaN, which the filter must not hide.
+        broken = tl.max((row_lse != row_lse).to(tl.int32), 0)
+        largest = tl.where(broken > 0, float("inf"), tl.max(p, 1))
         if target is not None:
             largest = tl.where(tl.max(hit.to(tl.int32), 1) > 0, float("inf"), largest)
         tl.store(peak + result, largest, mask=inside)

@@ -176,6 +176,6 @@ def statistics_kernel(
 
 @triton.jit
 def _packed(reach, level, BLOCK_COLUMNS: tl.constexpr):
-    """Bit ``j`` of word ``w`` says whether column ``32 w + j`` reaches the level; NaN does."""
-    bits = tl.reshape((~(reach < level)).to(tl.int32), (BLOCK_COLUMNS // 32, 32))
+    """Bit ``j`` of word ``w`` says whether column ``32 w + j`` reaches the level."""
+    bits = tl.reshape((reach >= level).to(tl.int32), (BLOCK_COLUMNS // 32, 32))
     return tl.sum(bits << tl.arange(0, 32)[None, :], 1)
