@@ -43,23 +43,26 @@ def check_keys(name: str, k: Tensor, symbols: str = "(B, Hkv, S, D)") -> None:
     _check_not_empty(name, k)
 
 
+def check_query_and_keys(q: Tensor, k: Tensor, block_table: Tensor | None = None) -> None:
+    """Check queries and keys against each other."""
+    check_query(q)
+    symbols = "(B, Hkv, S, D)" if block_table is None else "(P, Hkv, page, D)"
+    check_keys("k", k, symbols)
+    (batch, heads, features), (_, key_heads, tokens, _) = q.shape, k.shape
+    check_shape("k", k, symbols, (batch if block_table is None else None, key_heads, tokens, features))
+    if k.dtype != torch.float8_e4m3fn:
+        check_same_dtype("k", k, "q", q)
+    check_same_device("k", k, "q", q)
+    check_group("Hq", heads, key_heads)
+
+
 def check_cache(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor | None) -> None:
     """Check queries, keys and values against each other."""
-    check_query(q)
-    check_keys("k", k, "(B, Hkv, S, D)" if block_table is None else "(P, Hkv, page, D)")
-    (batch, heads, features), (_, key_heads, tokens, _) = q.shape, k.shape
-    if block_table is None:
-        check_shape("k", k, "(B, Hkv, S, D)", (batch, key_heads, tokens, features))
-    else:
-        check_shape("k", k, "(P, Hkv, page, D)", (None, key_heads, tokens, features))
+    check_query_and_keys(q, k, block_table)
     check_tensor("v", v)
     check_shape("v", v, "k.shape", k.shape)
     check_same_dtype("v", v, "k", k)
-    if k.dtype != torch.float8_e4m3fn:
-        check_same_dtype("k", k, "q", q)
-    for name, value in (("k", k), ("v", v)):
-        check_same_device(name, value, "q", q)
-    check_group("Hq", heads, key_heads)
+    check_same_device("v", v, "q", q)
 
 
 def check_group(name: str, heads: int, key_heads: int) -> None:

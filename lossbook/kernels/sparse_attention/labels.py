@@ -31,8 +31,8 @@ class LabelCache:
         z = \min_c x_c , \qquad s = \frac{\max_c x_c - z}{2^b - 1} , \qquad
         u_c = \Big\lfloor \frac{x_c - z}{s} + \frac{1}{2} \Big\rfloor , \qquad x_c \approx s u_c + z ,
 
-    with :math:`u_c` clamped to :math:`[0, 2^b - 1]`. The error is at most :math:`s / 2`, where the rounding of
-    :math:`z` and :math:`s` leaves the extremes within half a step of the range, and at most that rounding otherwise.
+    with :math:`u_c` clamped to :math:`[0, 2^b - 1]`. The error is at most the larger one of :math:`s / 2` and
+    :math:`|\min_c x_c| / 2048`, where steps are not below the least normal number of float16.
 
     Args:
         channels: Channels of each label head, int64, shape ``(H, r)``.

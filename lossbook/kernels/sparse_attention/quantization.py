@@ -9,14 +9,14 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Integers, step and zero of each row of ``x``: ``x ~ step * u + zero``.
 
     Args:
-        x: Shape ``(..., r)``, float32 or float64.
+        x: Shape ``(..., r)``; taken as float32 unless it is float64.
         bits: 8 or 4.
 
     Returns:
         Integers as :func:`pack` stores them, and the steps and zeros, float16, shape ``(...)``.  The integers are found
         with the step and the zero as rounded to float16, so that this rounding adds no error of its own.
     """
-    levels = 2**bits - 1
+    x, levels = x if x.dtype == torch.float64 else x.float(), 2**bits - 1
     zero = x.amin(-1).half()
     step = ((x.amax(-1) - zero.to(x.dtype)) / levels).half()
     divisor = torch.where(step == 0, 1, step).to(x.dtype)

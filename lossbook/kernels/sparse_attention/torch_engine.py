@@ -25,7 +25,7 @@ def append_labels(cache: "LabelCache", k_new: Tensor) -> None:
     if cache.bits == 16:
         cache.values[place] = x
     else:
-        cache.values[place], cache.scale[place], cache.zero[place] = quantize(x.to(result_dtype(x.dtype)), cache.bits)
+        cache.values[place], cache.scale[place], cache.zero[place] = quantize(x, cache.bits)
 
 
 def approx_scores(q: Tensor, cache: "LabelCache", group_reduce: str, head_dim: int) -> Tensor:
