@@ -156,7 +156,7 @@ def calibrate(
         method: Criterion, as in :func:`~lossbook.kernels.channel_importance`: ``"q2vark"`` (default), ``"qk"``,
             ``"q"`` or ``"k"``.
         batch_size: Passages in a forward call; results depend on it by rounding only. Default 1.
-        name: Name of the model to keep with the result. Default: the one its configuration has.
+        name: Name of the model to keep with the result. Default: that of its configuration, or of its folder.
 
     Returns:
         Importances per query head, averages over all passages.
@@ -193,7 +193,7 @@ def calibrate(
         layers=tuple(names[module] for module in layers),
         key_heads=next(iter(layers.values())).key_heads,
         method=method,
-        model=name or inner.config.name_or_path or type(inner).__name__,
+        model=name or _model_name(inner),
         geometry=model_geometry(inner),
         passages=passages,
         passage_tokens=tokens,
@@ -219,6 +219,12 @@ def overlap(a: Calibration, b: Calibration, r: int, *, share_kv: bool = False) -
     check_shape("b", b.importance, "a's (layers, Hq, D)", a.importance.shape)
     ours, theirs = (each.channels(r, share_kv=share_kv) for each in (a, b))
     return (ours[..., None] == theirs[..., None, :]).any(-1).float().mean().item()
+
+
+def _model_name(model: PreTrainedModel) -> str:
+    """The name on the hub, or of the folder it was loaded from without the way there, or of its class."""
+    name = model.config.name_or_path
+    return Path(name).name if Path(name).is_dir() else name or type(model).__name__
 
 
 def model_geometry(model: PreTrainedModel) -> dict[str, Any]:
