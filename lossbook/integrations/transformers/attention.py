@@ -184,21 +184,25 @@ class DecodeStep:
     ) -> tuple[Tensor, None]:
         """Attention of the layer."""
         check_attention(module, query, key, value, options)
-        if self._is_sparse(module, query, key):
+        if self._is_sparse(module, query, key, options):
             out = self._attend(module, query, key, value, mask, **options)
             return out[:, None], None
         return sdpa_attention_forward(module, query, key, value, mask, **options)
 
-    def _is_sparse(self, module: nn.Module, query: Tensor, key: Tensor) -> bool:
-        config, tokens = self.decoder.config, key.shape[2]
+    def _is_sparse(self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
         return (
             self.layer is not None
             and query.shape[2] == 1
-            and tokens > max(config.dense_below, config.budget_of(tokens))
-            and module.layer_idx not in config.dense_layers
+            and not self._covers(key.shape[2])
+            and module.layer_idx not in self.decoder.config.dense_layers
             # Such a layer may stand on a cache that keeps all tokens.
-            and getattr(module, "sliding_window", None) is None
+            and options.get("sliding_window") is None
         )
+
+    def _covers(self, tokens: int) -> bool:
+        """Whether nothing would be left out of so many tokens."""
+        config = self.decoder.config
+        return tokens <= max(config.dense_below, config.budget_of(tokens))
 
     def _attend(
         self,
