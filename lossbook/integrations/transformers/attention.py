@@ -73,6 +73,8 @@ def switched(model: PreTrainedModel) -> Iterator[None]:
     """
     if model.config.is_encoder_decoder:
         raise unsupported(model, "it is an encoder-decoder model")
+    if "input_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise unsupported(model, "its forward takes no input_ids")
     if model.config.get_text_config() is not model.config:
         raise unsupported(model, "its language model is one part of several; pass that part")
     register()

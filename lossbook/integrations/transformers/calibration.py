@@ -224,7 +224,9 @@ def overlap(a: Calibration, b: Calibration, r: int, *, share_kv: bool = False) -
 def _model_name(model: PreTrainedModel) -> str:
     """The name on the hub, or of the folder it was loaded from without the way there, or of its class."""
     name = model.config.name_or_path
-    return Path(name).name if Path(name).is_dir() else name or type(model).__name__
+    if not name:
+        return type(model).__name__
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def model_geometry(model: PreTrainedModel) -> dict[str, Any]:
