@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 # Largest relative Frobenius errors, set before the first comparison.  In float32 a stage computes the same sums in
-# nearly the same order; where parts of a list are joined the order is another one.  16-bit results are rounded, and so
-# are the weights of the softmax in float16.
+# nearly the same order; where parts of a list are joined the order is another one.  16-bit results are rounded, in
+# bfloat16 toward zero by the interpreter, and so are the weights of the softmax in float16.
 SAME_ORDER = 3e-7
 JOINED = 1e-5
-ROUNDED = {torch.float32: SAME_ORDER, torch.float16: 1e-3, torch.bfloat16: 3e-3}
+ROUNDED = {torch.float32: SAME_ORDER, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
 class Cache(NamedTuple):
