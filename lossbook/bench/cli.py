@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lossbook.bench.compiled import ARCHITECTURES, compile_all, compiled_table, to_json
 from lossbook.bench.cross_entropy import DENSITIES, cce_reports
+from lossbook.bench.files import write_json
 from lossbook.bench.gpu.driver import PHASES, run_gpu
 from lossbook.bench.gpu.results import GPURun
 from lossbook.bench.gpu.summary import summary
@@ -97,6 +99,21 @@ def run_cce(
             console.print(f"seed {seed}", report.table())
             if out is not None:
                 console.print(f"wrote {write_reports(reports, out)}")
+
+
+@cli_app.command("compiled")
+def run_compiled(
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file too.")] = None,
+    targets: Annotated[str, typer.Option(help=f"Comma-separated, out of {', '.join(ARCHITECTURES)}.")] = "",
+) -> None:
+    """Compile the Triton kernels without a GPU and count registers, spills and instructions."""
+    try:
+        results = to_json(compile_all([name.strip() for name in targets.split(",")] if targets else ARCHITECTURES))
+    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if out is not None:
+        write_json(results, out)
+    typer.echo(compiled_table(results))
 
 
 @cli_app.command("gpu")

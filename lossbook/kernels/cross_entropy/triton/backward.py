@@ -197,18 +197,18 @@ def _groups(operands: Operands, column_map: Tensor) -> tuple[tuple[Tensor, ...],
 def _count_blocks(operands: Operands, column_map: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks keep each column, and the sum of their numbers."""
     count, position = (operands.new(operands.size, dtype=torch.int32) for _ in range(2))
-    words, words_per_program = column_map.shape[1], 8
-    count_blocks_kernel[(-(-words // words_per_program),)](
-        column_map, count, position, operands.blocks, operands.size, words, WORDS=words_per_program
+    words = column_map.shape[1]
+    count_blocks_kernel[(-(-words // config.LIST_WORDS),)](
+        column_map, count, position, operands.blocks, operands.size, words, WORDS=config.LIST_WORDS
     )
     return count, position
 
 
 def _listed(operands: Operands, column_map: Tensor, order: Tensor, slots: int, *, with_slots: bool) -> Listing:
     """List the kept pairs of the columns in ``order``."""
-    blocks, words, stretch = operands.blocks, column_map.shape[2], 1024
+    blocks, words = operands.blocks, column_map.shape[2]
     kept = operands.new(blocks, dtype=torch.int32)
-    count_kept_kernel[(blocks,)](column_map, order, kept, len(order), words, BLOCK_COLUMNS=stretch)
+    count_kept_kernel[(blocks,)](column_map, order, kept, len(order), words, BLOCK_COLUMNS=config.LIST_COLUMNS)
     first_portion = kept.new_zeros(blocks + 1)
     torch.cumsum((kept + PORTION - 1) // PORTION, 0, dtype=torch.int32, out=first_portion[1:])
     padded = _rounded_up(len(order))
@@ -231,7 +231,7 @@ def _listed(operands: Operands, column_map: Tensor, order: Tensor, slots: int, *
         words,
         padded,
         PORTION=PORTION,
-        BLOCK_COLUMNS=stretch,
+        BLOCK_COLUMNS=config.LIST_COLUMNS,
     )
     return listing
 

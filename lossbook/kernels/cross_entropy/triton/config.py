@@ -21,6 +21,10 @@ from lossbook.kernels.cross_entropy.tiles import FILTER_ROWS
 BLOCK_ROWS = FILTER_ROWS
 # Slots are dealt out to blocks, and columns to lines of active blocks, in portions of this many.
 PORTION = 128
+# Tiles of the small kernels, which are not worth timing: target logits, lists, and sweeps over whole rows.
+TARGET_ROWS, TARGET_FEATURES, TARGET_WARPS = 16, 256, 8
+LIST_COLUMNS, LIST_WORDS = 1024, 8
+ROW_COLUMNS, ROW_WARPS = 4096, 8
 # Without a device (the interpreter) plan as if for a small one, so that a vocabulary is still split.
 _INTERPRETED_PROCESSORS = 4
 _MIN_COLUMNS_PER_SPLIT = 256
@@ -41,9 +45,13 @@ class Config(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """A line of the table for each kernel; the first entry is the default."""
+    """A line of the table for each kernel; the first entry is the default.
+
+    ``..._with_extras`` is for what costs registers: entropy, argmax, and label smoothing under a cap.
+    """
 
     statistics: tuple[Config, ...]
+    statistics_with_extras: tuple[Config, ...]
     logit_gradient: tuple[Config, ...]
     logit_gradient_with_extras: tuple[Config, ...]
     hidden_gradient: tuple[Config, ...]
@@ -55,6 +63,7 @@ class Architecture(NamedTuple):
 _HALF = {
     "sm_80": Architecture(
         statistics=(Config(128, 64, 8, 3), Config(128, 32, 8, 4), Config(64, 64, 4, 3)),
+        statistics_with_extras=(Config(128, 64, 8, 3), Config(64, 64, 8, 3)),
         logit_gradient=(Config(128, 64, 8, 3), Config(64, 64, 8, 3), Config(64, 64, 4, 3)),
         logit_gradient_with_extras=(Config(64, 64, 8, 3),),
         hidden_gradient=(Config(128, 128, 8, 2), Config(64, 128, 8, 3)),
@@ -62,6 +71,7 @@ _HALF = {
     ),
     "sm_90": Architecture(
         statistics=(Config(256, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 4, 3)),
+        statistics_with_extras=(Config(64, 64, 8, 4), Config(256, 64, 8, 4)),
         logit_gradient=(Config(128, 64, 8, 3), Config(128, 64, 8, 4), Config(64, 64, 4, 4)),
         logit_gradient_with_extras=(Config(64, 64, 8, 3),),
         hidden_gradient=(Config(128, 128, 8, 2), Config(64, 128, 8, 3), Config(128, 256, 8, 2)),
@@ -70,6 +80,7 @@ _HALF = {
     ),
     "sm_100": Architecture(
         statistics=(Config(128, 64, 8, 3), Config(64, 64, 8, 3)),
+        statistics_with_extras=(Config(64, 64, 8, 4), Config(64, 64, 8, 3)),
         logit_gradient=(Config(64, 64, 8, 3), Config(64, 64, 8, 4)),
         logit_gradient_with_extras=(Config(64, 64, 8, 3),),
         hidden_gradient=(Config(128, 128, 8, 2), Config(64, 128, 8, 3)),
@@ -78,6 +89,7 @@ _HALF = {
     ),
     "gfx942": Architecture(
         statistics=(Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
+        statistics_with_extras=(Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
         logit_gradient=(Config(128, 64, 8, 2), Config(64, 64, 4, 2)),
         logit_gradient_with_extras=(Config(64, 64, 8, 2),),
         hidden_gradient=(Config(64, 128, 8, 2), Config(64, 64, 4, 2)),
@@ -88,8 +100,9 @@ _HALF = {
 # Operands of four bytes: the same on all.
 _SINGLE = Architecture(
     statistics=(Config(64, 32, 8, 2), Config(64, 32, 8, 3)),
+    statistics_with_extras=(Config(64, 32, 8, 2),),
     logit_gradient=(Config(64, 32, 8, 2), Config(64, 32, 8, 3)),
-    logit_gradient_with_extras=(Config(64, 32, 8, 2),),
+    logit_gradient_with_extras=(Config(32, 32, 8, 2),),
     hidden_gradient=(Config(32, 64, 8, 2),),
     classifier_gradient=(Config(64, 32, 8, 1),),
 )

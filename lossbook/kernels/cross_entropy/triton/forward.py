@@ -88,15 +88,14 @@ def _nothing(problem: Problem, column_map: Tensor | None) -> Statistics:
 
 def _target_logit(operands: Operands) -> Tensor:
     result = operands.new(operands.count)
-    rows = 16
-    target_logit_kernel[(-(-operands.count // rows),)](
+    target_logit_kernel[(-(-operands.count // config.TARGET_ROWS),)](
         **operands.arguments(),
         target=operands.target,
         target_logit=result,
         n_columns=operands.size,
-        BLOCK_ROWS=rows,
-        BLOCK_FEATURES=256,
-        num_warps=8,
+        BLOCK_ROWS=config.TARGET_ROWS,
+        BLOCK_FEATURES=config.TARGET_FEATURES,
+        num_warps=config.TARGET_WARPS,
     )
     return result
 
@@ -117,6 +116,9 @@ def _sweep(
     levels = [math.log2(eps) - _SLACK for eps in filter_levels(problem)] + [None, None]
     table = config.table(config.architecture(e.device), e.dtype)
     described = config.use_descriptors(table, e, c)
+    configs = table.described_statistics if described else table.statistics
+    if entropy is not None or argmax is not None or class_weight is not None:
+        configs = table.statistics_with_extras
     arguments = operands.arguments()
     if described:
         arguments |= {"e": config.descriptor(e), "c": config.descriptor(c)}
@@ -142,7 +144,7 @@ def _sweep(
     }
     config.launch(
         statistics_kernel,
-        table.described_statistics if described else table.statistics,
+        configs,
         ("BLOCK_COLUMNS", "BLOCK_FEATURES", "WARP_SPECIALIZE"),
         lambda meta: (operands.blocks * splits,),
         arguments,

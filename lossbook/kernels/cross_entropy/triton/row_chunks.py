@@ -12,6 +12,7 @@ from torch import Tensor
 from lossbook.kernels.cross_entropy.factors import Factors
 from lossbook.kernels.cross_entropy.problem import Gradients, Problem, put, take
 from lossbook.kernels.cross_entropy.tiles import spans
+from lossbook.kernels.cross_entropy.triton import config
 from lossbook.kernels.cross_entropy.triton.logits import LN_2, LOG2_E, capped, slope_of_cap
 from lossbook.kernels.cross_entropy.triton.products import LinearSum, add_product_, product
 
@@ -107,8 +108,6 @@ def _logits(z, bias, column, inside, scale, softcap):
     return capped(value, softcap) * scale
 
 
-_BLOCK_COLUMNS = 4096
-_WARPS = 8
 # Rows of the buffer start at multiples of this many entries, as fast products want.
 _ALIGNMENT = 16
 
@@ -174,8 +173,8 @@ def _statistics(problem: Problem, z: Tensor, target: Tensor) -> tuple[Tensor, Te
         z.stride(0),
         problem.scale,
         problem.softcap,
-        BLOCK_COLUMNS=_BLOCK_COLUMNS,
-        num_warps=_WARPS,
+        BLOCK_COLUMNS=config.ROW_COLUMNS,
+        num_warps=config.ROW_WARPS,
     )
     return lse, target_logit, logit_sum
 
@@ -206,6 +205,6 @@ def _gradient_(
         gradient.stride(0),
         problem.scale,
         problem.softcap,
-        BLOCK_COLUMNS=_BLOCK_COLUMNS,
-        num_warps=_WARPS,
+        BLOCK_COLUMNS=config.ROW_COLUMNS,
+        num_warps=config.ROW_WARPS,
     )
