@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from lossbook.kernels import (
+    approx_scores,
     build_labels,
     dense_decode,
     double_sparse_decode,
@@ -208,6 +209,24 @@ def test_strides_do_not_matter(generator):
     turned = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v)]
     channels = channels.T.contiguous().T
     assert torch.equal(double_sparse_decode(*turned, channels, budget=4), expected)
+    pages, table = as_pages(k, 4, generator)
+    lengths = torch.tensor([9, 0, 5, 0], dtype=torch.int32)
+    dense = dense_decode(q, pages, pages, lengths[::2].contiguous(), block_table=table)
+    assert torch.equal(dense_decode(q, pages, pages, lengths[::2], block_table=table.T.contiguous().T), dense)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("group_reduce", ["max", "mean", "maxnorm", "sumsoftmax"])
+def test_a_step_is_its_parts(bits, group_reduce, generator):
+    q, k, v = tensors(generator, tokens=60, group=3)
+    channels, lengths = channels_of(generator, 2, 8, 3), torch.tensor([60, 31])
+    scores = approx_scores(q, build_labels(k, channels, bits, lengths=lengths), channels, group_reduce)
+    parts = sparse_decode(q, k, v, *select_tokens(scores, 20, lengths, 1, 2), scale=0.4)
+    options = {"budget": 20, "lengths": lengths, "sink": 1, "recent": 2, "scale": 0.4}
+    step = double_sparse_decode(q, k, v, channels, bits=bits, group_reduce=group_reduce, **options)
+    assert torch.equal(step, parts)
+    if group_reduce != "max" or bits == 4:
+        assert not torch.equal(step, double_sparse_decode(q, k, v, channels, **options))
 
 
 def test_lists_are_read_up_to_their_count(generator):

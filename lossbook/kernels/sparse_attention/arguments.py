@@ -71,15 +71,30 @@ def check_group(name: str, heads: int, key_heads: int) -> None:
         raise ValueError(f"{name} must be a multiple of Hkv = {key_heads}, got {heads}")
 
 
-def check_block_table(block_table: Tensor | None, k: Tensor, batch: int | None) -> None:
-    """Check the table of pages; which of its entries are used depends on the lengths, see :func:`check_pages`."""
+def check_prompt(q: Tensor, k: Tensor) -> None:
+    """Check the queries and keys of whole sequences against each other."""
+    for name, value, symbols in (("q", q, "(B, Hq, T, D)"), ("k", k, "(B, Hkv, T, D)")):
+        check_tensor(name, value)
+        check_floating(name, value)
+        check_shape(name, value, symbols, (None, None, None, None))
+        _check_not_empty(name, value)
+    (batch, heads, tokens, features), key_heads = q.shape, k.shape[1]
+    check_shape("k", k, "(B, Hkv, T, D)", (batch, key_heads, tokens, features))
+    check_same_dtype("k", k, "q", q)
+    check_same_device("k", k, "q", q)
+    check_group("Hq", heads, key_heads)
+
+
+def check_block_table(block_table: Tensor | None, k: Tensor, batch: int | None) -> Tensor | None:
+    """The table of pages, contiguous; which of its entries are used depends on the lengths, see :func:`check_pages`."""
     if block_table is None:
-        return
+        return None
     check_tensor("block_table", block_table)
     check_dtype("block_table", block_table, torch.int32)
     check_shape("block_table", block_table, "(B, pages)", (batch, None))
     _check_not_empty("block_table", block_table)
     check_same_device("block_table", block_table, "k", k)
+    return block_table.contiguous()
 
 
 def check_pages(block_table: Tensor | None, k: Tensor, lengths: Tensor) -> None:
@@ -91,7 +106,7 @@ def check_pages(block_table: Tensor | None, k: Tensor, lengths: Tensor) -> None:
 
 
 def check_lengths(lengths: Tensor | None, batch: int, tokens: int, device: torch.device) -> Tensor:
-    """The lengths as int32 of shape ``(batch,)``: those given, or ``tokens`` for every request."""
+    """The lengths as contiguous int32 of shape ``(batch,)``: those given, or ``tokens`` for every request."""
     if lengths is None:
         return torch.full((batch,), tokens, dtype=torch.int32, device=device)
     check_tensor("lengths", lengths)
@@ -103,15 +118,22 @@ def check_lengths(lengths: Tensor | None, batch: int, tokens: int, device: torch
         outside = (lengths < 1) | (lengths > tokens)
         if outside.any():
             raise ValueError(f"lengths must lie in [1, S] = [1, {tokens}], got {int(lengths[outside][0])}")
-    return lengths.to(torch.int32)
+    return lengths.to(torch.int32).contiguous()
 
 
-def check_paged_lengths(k: Tensor, lengths: Tensor | None, block_table: Tensor | None, batch: int) -> Tensor:
-    """Check the table and the lengths of a cache of either layout; returns the lengths."""
-    check_block_table(block_table, k, batch)
+def check_layout(
+    k: Tensor, lengths: Tensor | None, block_table: Tensor | None, batch: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Check where the tokens of a cache lie; returns the lengths and the table as the engines take them.
+
+    Without ``batch`` the table says how many requests there are.
+    """
+    block_table = check_block_table(block_table, k, batch)
+    if batch is None:
+        batch = k.shape[0] if block_table is None else block_table.shape[0]
     lengths = check_lengths(lengths, batch, cache_tokens(k, block_table), k.device)
     check_pages(block_table, k, lengths)
-    return lengths
+    return lengths, block_table
 
 
 def check_channels(channels: Tensor, features: int, key_heads: int, heads: int | None = None) -> None:
@@ -189,11 +211,3 @@ def _check_one_dtype(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -
 def _check_not_empty(name: str, tensor: Tensor) -> None:
     if tensor.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(tensor.shape)}")
-
-
-def check_importance_operand(name: str, tensor: Tensor, symbols: str) -> None:
-    """Require queries or keys of whole sequences."""
-    check_tensor(name, tensor)
-    check_floating(name, tensor)
-    check_shape(name, tensor, symbols, (None, None, None, None))
-    _check_not_empty(name, tensor)

@@ -9,7 +9,7 @@ from lossbook.kernels.sparse_attention.arguments import (
     check_cache,
     check_cache_scales,
     check_index,
-    check_paged_lengths,
+    check_layout,
 )
 from lossbook.kernels.sparse_attention.engines import engine
 
@@ -73,7 +73,7 @@ def sparse_decode(
         chapter 18 (:doc:`/notebooks/18_double_sparsity`).
     """
     check_cache(q, k, v, block_table)
-    check_block_table(block_table, k, q.shape[0])
+    block_table = check_block_table(block_table, k, q.shape[0])
     check_index(index, count, q, k, block_table)
     check_cache_scales(k_scale, v_scale)
     scale = attention_scale(scale, q.shape[2])
@@ -131,7 +131,7 @@ def dense_decode(
         chapter 18 (:doc:`/notebooks/18_double_sparsity`).
     """
     check_cache(q, k, v, block_table)
-    lengths = check_paged_lengths(k, lengths, block_table, q.shape[0])
+    lengths, block_table = check_layout(k, lengths, block_table, q.shape[0])
     check_cache_scales(k_scale, v_scale)
     scale = attention_scale(scale, q.shape[2])
     return engine(impl, "q", q).dense_decode(q, k, v, lengths, scale, block_table, k_scale, v_scale)

@@ -5,13 +5,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from lossbook._validation import check_integer, check_positive, check_same_device, check_same_dtype, check_shape
+from lossbook._validation import check_integer, check_positive
 from lossbook.kernels.cross_entropy.library import no_autocast, result_dtype
 from lossbook.kernels.sparse_attention.arguments import (
     check_channel_count,
-    check_group,
-    check_importance_operand,
     check_lengths,
+    check_prompt,
     check_query_and_keys,
     check_selection,
 )
@@ -233,13 +232,8 @@ class HeavyHitterState:
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If a shape or value does not fit.
         """
-        check_importance_operand("q", q, "(B, Hq, T, D)")
-        check_importance_operand("k", k, "(B, Hkv, T, D)")
+        check_prompt(q, k)
         (batch, heads, tokens, features), key_heads = q.shape, k.shape[1]
-        check_shape("k", k, "(B, Hkv, T, D)", (batch, key_heads, tokens, features))
-        check_same_dtype("k", k, "q", q)
-        check_same_device("k", k, "q", q)
-        check_group("Hq", heads, key_heads)
         lengths = check_lengths(lengths, batch, tokens, k.device)
         self.extend(batch, heads, tokens, q)
 

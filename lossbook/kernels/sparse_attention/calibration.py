@@ -7,14 +7,12 @@ from lossbook._validation import (
     check_choice,
     check_floating,
     check_integer,
-    check_same_device,
-    check_same_dtype,
     check_shape,
     check_tensor,
     values_are_readable,
 )
 from lossbook.kernels.cross_entropy.library import result_dtype
-from lossbook.kernels.sparse_attention.arguments import check_channel_count, check_group, check_importance_operand
+from lossbook.kernels.sparse_attention.arguments import check_channel_count, check_prompt
 
 IMPORTANCE_METHODS = ("q2vark", "qk", "q", "k")
 
@@ -66,14 +64,8 @@ def channel_importance(q: Tensor, k: Tensor, method: str = "q2vark", share_kv: b
         Chapter 18 (:doc:`/notebooks/18_double_sparsity`).
     """
     check_choice("method", method, IMPORTANCE_METHODS)
-    check_importance_operand("q", q, "(B, Hq, T, D)")
-    check_importance_operand("k", k, "(B, Hkv, T, D)")
-    (batch, heads, tokens, features), key_heads = q.shape, k.shape[1]
-    check_shape("k", k, "(B, Hkv, T, D)", (batch, key_heads, tokens, features))
-    check_same_dtype("k", k, "q", q)
-    check_same_device("k", k, "q", q)
-    check_group("Hq", heads, key_heads)
-
+    check_prompt(q, k)
+    key_heads, group, features = k.shape[1], q.shape[1] // k.shape[1], k.shape[3]
     work = result_dtype(q.dtype)
     q, k = q.to(work).unflatten(1, (key_heads, -1)), k.to(work)[:, :, None]
     if method == "q2vark":
@@ -83,7 +75,7 @@ def channel_importance(q: Tensor, k: Tensor, method: str = "q2vark", share_kv: b
     elif method == "q":
         importance = q.abs().mean((0, 3))
     else:
-        importance = k.abs().mean((0, 3)).expand(key_heads, heads // key_heads, features)
+        importance = k.abs().mean((0, 3)).expand(key_heads, group, features)
     return importance.sum(1) if share_kv else importance.flatten(0, 1)
 
 

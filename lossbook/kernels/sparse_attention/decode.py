@@ -17,7 +17,7 @@ from lossbook.kernels.sparse_attention.arguments import (
     check_cache,
     check_cache_scales,
     check_channels,
-    check_paged_lengths,
+    check_layout,
     check_selection,
 )
 from lossbook.kernels.sparse_attention.engines import engine
@@ -123,7 +123,7 @@ def double_sparse_decode(
     if labels is not None:
         check_labels(labels, q)
         lengths = labels.lengths if lengths is None else lengths
-    lengths = check_paged_lengths(k, lengths, block_table, batch)
+    lengths, block_table = check_layout(k, lengths, block_table, batch)
 
     run = engine(impl, "q", q)
     tokens = cache_tokens(k, block_table)

@@ -18,8 +18,8 @@ IMPLEMENTATIONS = ("auto", "torch", "triton")
 class Engine(Protocol):
     """The functions of an engine.
 
-    Arguments are checked already, ``lengths`` is int32 of shape ``(B,)``, and nothing is None but a ``block_table``
-    where the cache is not paged.  No function waits for the device.
+    Arguments are checked already, ``lengths`` and ``block_table`` are contiguous int32, and nothing is None but a
+    ``block_table`` where the cache is not paged.  No function waits for the device.
     """
 
     def append_labels(self, cache: "LabelCache", k_new: Tensor) -> None:

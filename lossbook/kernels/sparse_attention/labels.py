@@ -13,7 +13,7 @@ from lossbook._validation import (
     check_shape,
     values_are_readable,
 )
-from lossbook.kernels.sparse_attention.arguments import LABEL_BITS, check_channels, check_keys, check_paged_lengths
+from lossbook.kernels.sparse_attention.arguments import LABEL_BITS, check_channels, check_keys, check_layout
 from lossbook.kernels.sparse_attention.engines import engine
 from lossbook.kernels.sparse_attention.paging import cache_tokens, gather_pages, is_token
 from lossbook.kernels.sparse_attention.quantization import dequantize, stored_width
@@ -21,10 +21,11 @@ from lossbook.kernels.sparse_attention.quantization import dequantize, stored_wi
 
 @dataclasses.dataclass(eq=False)
 class LabelCache:
-    r"""Labels of the tokens of a batch of requests, made by :func:`build_labels` and extended by :meth:`append`.
+    r"""Labels of the tokens of a batch of requests, which :func:`build_labels` makes.
 
-    With 16 bits a label is the key's own numbers. With :math:`b = 8` or 4 the :math:`r` channels :math:`x_c` of a token
-    become integers between a zero and a step of the token's own, both rounded to float16 before the integers are found:
+    :meth:`append` adds those of new tokens. With 16 bits a label is the key's own numbers. With :math:`b = 8` or 4 the
+    :math:`r` channels :math:`x_c` of a token become integers, counted in steps from a zero. Zero and step are the
+    token's own, and rounded to float16 before the integers are found:
 
     .. math::
 
@@ -215,8 +216,7 @@ def build_labels(
     _, key_heads, _, features = k.shape
     check_channels(channels, features, key_heads)
     check_same_device("channels", channels, "k", k)
-    batch = k.shape[0] if block_table is None else block_table.shape[0]
-    lengths = check_paged_lengths(k, lengths, block_table, batch)
+    lengths, block_table = check_layout(k, lengths, block_table, None)
     tokens = cache_tokens(k, block_table)
     if capacity is None:
         capacity = tokens
@@ -225,7 +225,7 @@ def build_labels(
         raise ValueError(f"capacity must be >= S = {tokens}, got {capacity}")
 
     heads, r = channels.shape
-    room = (batch, heads, capacity)
+    room = (lengths.shape[0], heads, capacity)
     integers = bits != 16
     cache = LabelCache(
         channels=channels.contiguous(),
