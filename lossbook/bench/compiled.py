@@ -317,11 +317,13 @@ def to_json(compiled: Sequence[CompiledKernel]) -> dict[str, Any]:
     return {"benchmark": "compiled", "triton": triton.__version__, "kernels": [asdict(entry) for entry in compiled]}
 
 
-def compiled_table(results: Mapping[str, Any]) -> str:
+def compiled_table(results: Mapping[str, Any], *, essential: bool = False) -> str:
     """A Markdown table of compiled kernels.
 
     Args:
         results: What :func:`to_json` returned.
+        essential: Whether to leave out operands of four bytes, variants with every option on, and kernels without a
+            product of matrices.
 
     Returns:
         The table, one line for each build.
@@ -332,6 +334,8 @@ def compiled_table(results: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for entry in results["kernels"]:
+        if essential and (entry["dtype"] != "bf16" or "full" in entry["variant"] or not entry["matrix_instructions"]):
+            continue
         tile = " x ".join(str(entry[name]) for name in ("columns", "features") if entry[name])
         lines.append(
             f"| `{entry['kernel'].removesuffix('_kernel')}` | {entry['variant']} | {entry['dtype']} | "

@@ -42,9 +42,10 @@ def markdown_table(json_dir: str | os.PathLike[str]) -> str:
     gpu, cpu = [], []
     for path in sorted(Path(json_dir).glob("*.json")):
         content = read_json(path)
-        if isinstance(content, dict) and content.get("benchmark") == "gpu":
+        kind = content.get("benchmark") if isinstance(content, dict) else None
+        if kind == "gpu":
             gpu.append(_gpu_run(GPURun.load(path)))
-        else:
+        elif kind != "compiled":
             for report in read_reports(path):
                 if report.device_slug == "cpu":
                     cpu.append(_cpu_section(report))

@@ -57,6 +57,15 @@ def benchmarks() -> str:
     return markdown_table(RESULTS)
 
 
+def compiled() -> str:
+    """What the compiler makes of the kernels that multiply matrices."""
+    from lossbook.bench.compiled import compiled_table
+    from lossbook.bench.files import read_json
+
+    results = read_json(RESULTS / "compiled-kernels.json")
+    return f"Triton {results['triton']}.\n\n{compiled_table(results, essential=True)}"
+
+
 def sources() -> list[Path]:
     """Every file the generated pages are made from."""
     notebooks = [chapter.notebook for chapter in catalog.chapters() if chapter.written]

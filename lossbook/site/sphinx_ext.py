@@ -49,6 +49,7 @@ _DIRECTIVES = {
     "lossbook-scoreboard": pages.claims_table,
     "lossbook-run-times": pages.run_times,
     "lossbook-benchmarks": pages.benchmarks,
+    "lossbook-compiled": pages.compiled,
     "lossbook-floors": floors_table,
 }
 _assign_from_one = Collector.assign_section_numbers
