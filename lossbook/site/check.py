@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
+
+import pytest
 
 from lossbook.site import build, lint, offline
 
@@ -42,19 +45,28 @@ def books() -> None:
 
 
 def tests(arguments: list[str]) -> int:
-    """Run every test and re-execute every notebook.
+    """Run every test, re-execute every notebook, and run the tests of the Triton kernels in Triton's interpreter.
 
     Args:
         arguments: More arguments for pytest.
 
     Returns:
-        pytest's exit code.
+        pytest's exit code, the first one that is not 0.
     """
+    nbval = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]
+    codes = [_pytest(["tests", "notebooks", *nbval, *arguments])]
+    if importlib.util.find_spec("triton"):  # it exists for Linux only
+        # Triton asks for this when it is imported, and its compiler is tested above: the two need their own processes.
+        codes.append(_pytest(["tests/interpreted", *arguments], TRITON_INTERPRET="1"))
+    failed = [code for code in codes if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)]
+    # A choice of tests (-k) may leave nothing to one of the two, but not to both.
+    return failed[0] if failed else min(codes)
+
+
+def _pytest(arguments: list[str], **environment: str) -> int:
     workers = max(2, min(os.cpu_count() or 2, 4))
-    command = [sys.executable, "-m", "pytest", "tests", "notebooks", "-q", f"-n{workers}", "--dist=loadfile"]
-    command += ["--nbval", "--nbval-current-env", "--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]
-    command += ["--durations=10", *arguments]
-    return subprocess.run(command, cwd=build.ROOT, check=False).returncode
+    command = [sys.executable, "-m", "pytest", "-q", f"-n{workers}", "--dist=loadfile", "--durations=10", *arguments]
+    return subprocess.run(command, cwd=build.ROOT, env=os.environ | environment, check=False).returncode
 
 
 def main() -> int:
