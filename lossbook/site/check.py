@@ -12,7 +12,7 @@ import pytest
 
 from lossbook.site import build, lint, offline
 
-_STYLED = ["lossbook", "tests", "notebooks"]
+_STYLED = ["book", "lossbook", "tests", "notebooks"]
 # The limits that make numbers repeatable and two workers fit two cores, and the promise that no test goes online.
 _TEST_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
