@@ -7,7 +7,7 @@ lm = data.smollm2()
 model, tokenizer = lm.model, lm.tokenizer
 
 # Once for a model, on any text.
-passages = data.token_blocks(data.text("python_source"), tokenizer, context=256, count=2)
+passages = data.token_blocks(data.text("python_source"), tokenizer, context=128, count=2)
 calibrate(model, passages, name=lm.name).save("smollm2.safetensors")
 
 # Wherever the model decodes. Short texts are dense by default; this one is not, to show something.
@@ -15,8 +15,8 @@ calibration = Calibration.load("smollm2.safetensors")
 config = DoubleSparsityConfig(budget=1 / 8, r=16, dense_below=0)
 attach_calibration(model, calibration, config)
 
-prompt = data.token_blocks(data.text("python_docs"), tokenizer, context=384, count=1)
+prompt = data.token_blocks(data.text("python_docs"), tokenizer, context=256, count=1)
 for name in ("sdpa", "double_sparsity"):
     model.set_attn_implementation(name)
-    text = model.generate(prompt, max_new_tokens=24, do_sample=False)
+    text = model.generate(prompt, max_new_tokens=16, do_sample=False)
     print(f"{name}: {tokenizer.decode(text[0, prompt.shape[1] :])!r}")
