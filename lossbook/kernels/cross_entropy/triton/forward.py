@@ -44,6 +44,9 @@ def forward_statistics(problem: Problem) -> Statistics:
     """The statistics that ``problem`` asks for."""
     operands = Operands.of(problem)
     column_map = empty_column_map(problem)
+    if column_map is not None:
+        # Blocks of rows that do not count.
+        column_map[:, operands.blocks :].zero_()
     if operands.count == 0:
         return _nothing(problem, column_map)
     target_logit = None if operands.target is None else _target_logit(operands)
