@@ -64,7 +64,7 @@ def test_a_broken_row_breaks_nothing_it_does_not_touch(value, filter_eps):
     d_e, d_c, d_bias = got.gradients
     assert d_e[broken].isnan().all() and d_e[others].isfinite().all()
     # Its own block, the first 128 rows that count, now keeps every column.
-    assert torch.equal(d_e[160:], whole.gradients[0][160:])
+    torch.testing.assert_close(d_e[160:], whole.gradients[0][160:], rtol=1e-4, atol=1e-5)
     # A row without a softmax reaches every column.
     assert d_c.isnan().all() and d_bias.isnan().all()
 
