@@ -182,6 +182,24 @@ def test_beam_search_equals_dense_with_all_tokens(model, tokens, steps, sparse_a
     assert torch.equal(model.generate(tokens, do_sample=False, **options), expected) and steps
 
 
+def test_guessed_tokens_are_read_at_once_and_cropped(model, tokens, steps, sparse_always):
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "prompt_lookup_num_tokens": 3}
+    expected = model.generate(tokens[:1], **options)
+    prepared(model, budget=40).set_attn_implementation("double_sparsity")
+    assert torch.equal(model.generate(tokens[:1], **options), expected) and steps
+
+
+def test_a_cache_goes_on_with_the_next_prompt(model, tokens, steps, sparse_always):
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    first = model.generate(tokens[:1], **options)
+    both = torch.cat((first, tokens[1:2, :6]), 1)
+    expected = model.generate(both, **options)
+    prepared(model, budget=40).set_attn_implementation("double_sparsity")
+    cache = transformers.DynamicCache(config=model.config)
+    assert torch.equal(model.generate(tokens[:1], past_key_values=cache, **options), first)
+    assert torch.equal(model.generate(both, past_key_values=cache, **options), expected) and steps
+
+
 def rebuilt(layer, channels, bits):
     """Labels of the layer's keys, made anew."""
     fresh = labels.LabeledLayer.replacing(layer)

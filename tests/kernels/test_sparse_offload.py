@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lossbook.kernels import approx_scores, build_labels, dense_decode, select_tokens, sparse_decode
+from lossbook.kernels import build_labels, dense_decode, double_sparse_decode
 from lossbook.kernels.sparse_attention.offload import OffloadedCache
 
 LAYERS, BATCH, HEADS, KEY_HEADS, SIZE, CAPACITY = 3, 2, 6, 2, 8, 40
@@ -32,8 +32,8 @@ def queries(generator, dtype=torch.float32):
 class OnDevice:
     """The same steps from keys and values that are not offloaded."""
 
-    def __init__(self, chosen, k, v, lengths, budget=7, bits=16, group_reduce="max", **ends):
-        self.budget, self.ends, self.group_reduce = budget, ends, group_reduce
+    def __init__(self, chosen, k, v, lengths, bits=16, **options):
+        self.options = {"budget": 7, **options}
         self.k, self.v = (torch.zeros(*x.shape[:3], CAPACITY, SIZE, dtype=x.dtype) for x in (k, v))
         self.k[..., : k.shape[3], :], self.v[..., : k.shape[3], :] = k, v
         self.lengths = lengths.clone()
@@ -50,10 +50,8 @@ class OnDevice:
         self.lengths += k.shape[3]
 
     def attend(self, layer, q, scale=None):
-        labels = self.labels[layer]
-        scores = approx_scores(q, labels, labels.channels, self.group_reduce)
-        index, count = select_tokens(scores, self.budget, labels.lengths, **self.ends)
-        return sparse_decode(q, self.k[layer], self.v[layer], index, count, scale=scale)
+        labels, cache = self.labels[layer], (self.k[layer], self.v[layer])
+        return double_sparse_decode(q, *cache, labels.channels, labels=labels, scale=scale, **self.options)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,6 @@ class OnDevice:
         {"fetch_ahead": False},
         {"dtype": torch.bfloat16},
         {"budget": 1},
-        {"budget": 60},
     ],
     ids=str,
 )
@@ -89,8 +86,9 @@ def test_equals_a_cache_on_the_device(generator, options, heads):
             assert ours.lengths(layer).tolist() == reference.lengths.tolist()
 
 
-def test_all_tokens_are_dense_attention(generator):
-    ours, (k, v) = cache(channels(generator), budget=20), tokens(generator, 20)
+@pytest.mark.parametrize("budget", [20, 60])
+def test_all_tokens_are_dense_attention(generator, budget):
+    ours, (k, v) = cache(channels(generator), budget=budget), tokens(generator, 20)
     lengths = torch.tensor([13, 20])
     for layer, q in enumerate(queries(generator)):
         ours.fill(layer, k[layer], v[layer], lengths)

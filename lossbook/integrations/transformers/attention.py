@@ -131,9 +131,8 @@ class Recorder:
         if not self._layers:
             raise unsupported(model, "its layers do not pass keywords on to the attention function")
         for module in self._layers:
-            if "past_key_values" not in inspect.signature(module.forward).parameters or not hasattr(
-                module, "layer_idx"
-            ):
+            has_cache = "past_key_values" in inspect.signature(module.forward).parameters
+            if not has_cache or not hasattr(module, "layer_idx"):
                 raise unsupported(model, f"its {type(module).__name__} takes no past_key_values or has no layer_idx")
         shapes = {(layer.key_heads, *layer.total.shape) for layer in self._layers.values()}
         if len(shapes) > 1:
@@ -234,8 +233,8 @@ class DecodeStep:
         index, count = select_tokens(scores, budget, labels.lengths, config.sink, config.recent, impl=config.impl)
         if starts is not None:
             # Labels begin behind the padding, the cache begins with it.
-            start = torch.tensor(starts, dtype=index.dtype, device=index.device)
-            index = torch.where(index < 0, index, index + start[:, None, None])
+            start = (tokens - labels.lengths)[:, None, None]
+            index = torch.where(index < 0, index, index + start)
         return sparse_decode(q, key, value, index, count, scale=scaling, impl=config.impl)
 
 
@@ -254,7 +253,7 @@ class LeftPadding:
         if mask is None:
             return None
         last = self._last
-        if last is None or last[0]() is not mask:
+        if last is None or last[0]() is not mask or mask.shape[-1] != tokens:
             last = self._last = weakref.ref(mask), _starts(mask, batch, tokens)
         return last[1]
 

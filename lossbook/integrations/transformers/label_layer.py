@@ -47,7 +47,7 @@ class LabeledLayer(DynamicLayer):
             channels: Channels of each label head, shape ``(H, r)``; labels of another tensor are built anew.
             bits: Bits of a label.
             starts: Length of the padding in front of each row, or None if there is none.
-            impl: Implementation, as in :func:`build_labels`.
+            impl: Implementation, as in :func:`~lossbook.kernels.build_labels`.
         """
         tokens = self.keys.shape[2]
         labels = self.labels

@@ -85,12 +85,12 @@ class OffloadedCache:
         budget: Tokens that a list selects.
         dtype: Type of keys and values: float16, bfloat16 or float32 (default).
         device: Where labels are and attention runs. Default: the CPU.
-        bits: Bits of a label, as in :func:`build_labels`. Default 16.
+        bits: Bits of a label, as in :func:`~lossbook.kernels.build_labels`. Default 16.
         sink: Tokens at the start that are always selected. Default 0.
         recent: Tokens at the end that are always selected. Default 0.
-        group_reduce: As in :func:`approx_scores`. Default ``"max"``.
+        group_reduce: As in :func:`~lossbook.kernels.approx_scores`. Default ``"max"``.
         fetch_ahead: Whether to guess; without it every selected token is a miss. Default True.
-        impl: As in :func:`build_labels`. Default ``"auto"``.
+        impl: As in :func:`~lossbook.kernels.build_labels`. Default ``"auto"``.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -247,7 +247,8 @@ class OffloadedCache:
             scale: Factor of the dot products. Default None: one over the root of ``D``.
 
         Returns:
-            Shape ``(B, Hq, D)``: :func:`sparse_decode` over :func:`select_tokens` of :func:`approx_scores`.
+            Shape ``(B, Hq, D)``: attention over the tokens that the labels select, bit for bit that of
+            :func:`~lossbook.kernels.double_sparse_decode` on the CPU where ``S`` exceeds the budget.
 
         Raises:
             TypeError: If ``q`` has the wrong type or dtype.
