@@ -1,5 +1,8 @@
 """A cache in host memory gives what the same selection gives from a cache on the device, whatever was guessed."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -148,6 +151,26 @@ def test_filling_again_forgets_what_was_guessed(generator):
     ours.fill(1, k2[1], v2[1])
     reference = OnDevice(chosen, k2, v2, torch.full((BATCH,), 30))
     assert torch.equal(ours.attend(1, q), reference.attend(1, q))
+
+
+def test_a_thread_that_fetches_ahead(generator, monkeypatch):
+    """What happens on a GPU, but for its streams."""
+    chosen, (k, v), threads = channels(generator), tokens(generator, 30), []
+    ours, reference = cache(chosen), OnDevice(chosen, k, v, torch.full((BATCH,), 30, dtype=torch.int32))
+    guessed = ours._guessed
+    monkeypatch.setattr(ours, "_guessed", lambda *a: (threads.append(threading.current_thread()), guessed(*a))[1])
+    with ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(ours, "_thread", thread)
+        for layer in range(LAYERS):
+            ours.fill(layer, k[layer], v[layer])
+        for _ in range(3):
+            k_new, v_new = tokens(generator, 1)
+            reference.append(k_new, v_new)
+            for layer, q in enumerate(queries(generator)):
+                ours.append(layer, k_new[layer], v_new[layer])
+                assert torch.equal(ours.attend(layer, q), reference.attend(layer, q))
+    assert len(threads) == 3 * (LAYERS - 1) and threading.main_thread() not in threads
+    assert ours.counts.hits > 0
 
 
 def test_what_lies_behind_the_lengths_is_never_read(generator):

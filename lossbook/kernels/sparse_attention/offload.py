@@ -324,16 +324,18 @@ class OffloadedCache:
 
     def _start_guess(self, layer: int, q: Tensor) -> None:
         """Begin to fetch what ``q`` selects in ``layer``."""
+        ready = None
+        if self._stream is not None:
+            q.record_stream(self._stream)
+            ready = torch.cuda.current_stream(self.device).record_event()
         if self._thread is None:
-            buffer = self._guessed(layer, q)
+            buffer = self._guessed(layer, q, ready)
             self._guess = layer, lambda: buffer
-            return
-        q.record_stream(self._stream)
-        ready = torch.cuda.current_stream(self.device).record_event()
-        self._guess = layer, self._thread.submit(self._guessed, layer, q, ready).result
+        else:
+            self._guess = layer, self._thread.submit(self._guessed, layer, q, ready).result
 
     @torch.no_grad()  # of this thread
-    def _guessed(self, layer: int, q: Tensor, ready: torch.cuda.Event | None = None) -> "Buffer":
+    def _guessed(self, layer: int, q: Tensor, ready: torch.cuda.Event | None) -> "Buffer":
         with self._on_own_stream(ready):
             index, count = self._select(layer, q)
             listed = is_token(count.flatten(), index.shape[2]).view_as(index)
