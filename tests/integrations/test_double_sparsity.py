@@ -242,14 +242,17 @@ def test_labels_follow_the_cache(model, tokens, change, bits):
     assert (kept is not None) and torch.equal(kept.dequantize(), rebuilt(layer, before.channels, bits))
 
 
-def test_labels_grow_beyond_their_capacity(model, steps):
+def test_labels_grow_beyond_their_capacity(model, monkeypatch):
+    """They are built once for each layer, and from then on extended."""
+    built, build_labels = [], labels.build_labels
+    monkeypatch.setattr(labels, "build_labels", lambda *a, **k: (built.append(a), build_labels(*a, **k))[1])
     prepared(model, bits=8).set_attn_implementation("double_sparsity")
     tokens = torch.arange(3, 8)[None]
     output = model.generate(
         tokens, max_new_tokens=100, do_sample=False, eos_token_id=None, return_dict_in_generate=True
     )
     layer = output.past_key_values.layers[1]
-    assert layer.n_labeled == 104 and layer.labels.lengths.tolist() == [104]
+    assert len(built) == 2 and layer.n_labeled == 104 and layer.labels.lengths.tolist() == [104]
     assert torch.equal(layer.labels.dequantize(), rebuilt(layer, layer.labels.channels, 8))
 
 
