@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ from lossbook.bench.methods import METHODS, methods_for
 from lossbook.bench.process import BenchmarkError
 from lossbook.bench.results import CCEReport, write_reports
 from lossbook.bench.shapes import SHAPES, Shape
+from lossbook.bench.sparse_attention import sparse_attention_reports
+from lossbook.bench.sparse_attention.cases import DECODE_METHODS, DECODE_SHAPES
+from lossbook.bench.sparse_attention.results import SparseAttentionReport, write_sparse_reports
 
 cli_app = typer.Typer(name="bench", help="Measure methods side by side.", no_args_is_help=True)
 _DEFAULT_SHAPE = Shape(rows=2048, vocab=49152, features=576)
@@ -40,10 +44,16 @@ def list_methods() -> None:
     shapes = Table("shape", "rows", "vocab", "features", title="Shapes")
     for name, shape in SHAPES.items():
         shapes.add_row(name, str(shape.rows), str(shape.vocab), str(shape.features))
+    decode_methods = Table("method", "what it is", title="sparse-attention: attention of a decode step")
+    for method in DECODE_METHODS.values():
+        decode_methods.add_row(method.name, method.description)
+    decode_shapes = Table("shape", "requests", "query heads", "key heads", "tokens", "head size", title="Its shapes")
+    for name, shape in DECODE_SHAPES.items():
+        decode_shapes.add_row(name, *map(str, astuple(shape)))
     phases = Table("phase", "what it does", title="gpu: an unattended run")
     for phase in PHASES.values():
         phases.add_row(phase.name, phase.description)
-    console.print(methods, shapes, phases)
+    console.print(methods, shapes, decode_methods, decode_shapes, phases)
 
 
 @cli_app.command("cce")
@@ -99,6 +109,44 @@ def run_cce(
             console.print(f"seed {seed}", report.table())
             if out is not None:
                 console.print(f"wrote {write_reports(reports, out)}")
+
+
+@cli_app.command("sparse-attention")
+def run_sparse_attention(
+    shapes: Annotated[
+        str, typer.Option(help="Comma-separated names, see 'lossbook bench list'; default those for the device.")
+    ] = "",
+    methods: Methods = "all",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; default float32, on a GPU bfloat16.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads of the process that measures.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Turns of every method; medians are shown.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="Length of the turn of a step or a stage.")] = 0.3,
+    timeout: Annotated[float, typer.Option(help="Seconds that everything may take.")] = 1800.0,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the reports as JSON: a file, or an existing folder.")] = None,
+) -> None:
+    """Time and error of the attention of a decode step: dense, Double Sparsity stage by stage, and baselines."""
+    console = Console()
+    small = [name for name in DECODE_SHAPES if name.startswith("small") == (device == "cpu")]
+    reports: list[SparseAttentionReport] = []
+    with _one_line_errors(), console.status("starting") as status:
+        for report in sparse_attention_reports(
+            _names(shapes) or small,
+            list(DECODE_METHODS) if methods == "all" else _names(methods),
+            device=device,
+            dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
+            repeats=repeats,
+            seconds=seconds,
+            threads=threads,
+            seed=seed,
+            timeout=timeout,
+            on_method=lambda method: status.update(f"measuring {method}"),
+        ):
+            reports.append(report)
+            console.print(f"seed {seed}", report.table())
+            if out is not None:
+                console.print(f"wrote {write_sparse_reports(reports, out)}")
 
 
 @cli_app.command("compiled")

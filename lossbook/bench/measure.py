@@ -187,6 +187,31 @@ def timed_passes(
     return [Passes(elapsed(a, b), elapsed(b, c), elapsed(a, c)) for a, b, c in stamps]
 
 
+def timed_calls(call: Callable[[], object], device: str, *, seconds: float, most: int) -> list[float]:
+    """Time single calls: on a GPU by events, on the CPU by the CPU time of the process.
+
+    Args:
+        call: What to time.
+        device: ``"cpu"`` or a CUDA device.
+        seconds: Wall-clock time after which no further call starts; at least two are made.
+        most: Largest number of calls.
+
+    Returns:
+        Seconds of each call.
+    """
+    stamp, elapsed = _event_clock() if device != "cpu" else (time.process_time, lambda first, last: last - first)
+    stamps, start = [], time.monotonic()
+    for _ in range(most):
+        first = stamp()
+        call()
+        stamps.append((first, stamp()))
+        if len(stamps) >= 2 and _waited(stamps[-2], device) - start > seconds:
+            break
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return [elapsed(first, last) for first, last in stamps]
+
+
 def _waited(stamps: tuple[Any, ...], device: str) -> float:
     """The time once the pass before the last has ended; one pass stays queued."""
     if device != "cpu":

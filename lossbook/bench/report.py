@@ -20,6 +20,7 @@ _AWAITING = (
     "Absolute times: awaiting a GPU run. `lossbook bench gpu --budget 1500 --out book/results/gpu.json` records one."
 )
 _KEPT = (0.1, 0.25, 0.4)  # fractions at which the table of floors shows a filter
+_ELSEWHERE = ("sparse-attention", "compiled")  # shown in tables of their own
 _ACCURACY = ("dE error", "dC error", "kept dE, dC")
 
 
@@ -45,7 +46,7 @@ def markdown_table(json_dir: str | os.PathLike[str]) -> str:
         kind = content.get("benchmark") if isinstance(content, dict) else None
         if kind == "gpu":
             gpu.append(_gpu_run(GPURun.load(path)))
-        elif kind != "compiled":
+        elif kind not in _ELSEWHERE:
             for report in read_reports(path):
                 if report.device_slug == "cpu":
                     cpu.append(_cpu_section(report))
@@ -67,7 +68,7 @@ def floors_table() -> str:
     lines = [
         f"At {H200_TFLOPS:g} TFLOP/s in bfloat16 and {H200_TERABYTES:g} TB/s, one NVIDIA H200, in milliseconds.",
         "",
-        *_head(header),
+        *head(header),
     ]
     for name, shape in SHAPES.items():
         sizes = (shape.rows, shape.vocab, shape.features)
@@ -76,7 +77,7 @@ def floors_table() -> str:
         seconds = (floors.forward, floors.exact, floors.two_pass, *filtered)
         milliseconds = [f"{1e3 * value:.1f}" for value in seconds]
         mebibytes = [f"{size / _MIB:.0f}" for size in (floors.gradient_bytes, floors.logits_bytes)]
-        lines.append(_line([name, *map(str, sizes), *milliseconds, *mebibytes]))
+        lines.append(line([name, *map(str, sizes), *milliseconds, *mebibytes]))
     return "\n".join(lines) + "\n"
 
 
@@ -97,16 +98,16 @@ def _gpu_run(run: GPURun) -> str:
     for shape, report in run.tables():
         parts.append(f"**{shape}**\\\n{_gpu_section(report)}")
     if steps := run.records("train"):
-        table = [*_head(("training step", "ms", "peak MiB"))]
+        table = [*head(("training step", "ms", "peak MiB"))]
         for step in steps:
-            table.append(_line([step["variant"], *_step(step)]))
+            table.append(line([step["variant"], *_step(step)]))
         parts.append("\n".join([f"SmolLM2's architecture, {device_text(run.environment)}; {run.date}.", "", *table]))
     return "\n\n".join(parts)
 
 
 def _step(step: dict) -> Sequence[str]:
     if "not_available" in step:
-        return (f"not available: {_escape(step['not_available'])}", "")
+        return (f"not available: {escape(step['not_available'])}", "")
     seconds = statistics.median(sample["both"] for sample in step["samples"])
     return (f"{1e3 * seconds:.1f}", f"{step['extra_bytes'] / _MIB:.0f}")
 
@@ -174,26 +175,49 @@ def _conditions(report: CCEReport) -> str:
 def _section(
     report: CCEReport, conditions: str, header: tuple[str, ...], cells: Callable[[CCERow], Iterable[str]]
 ) -> str:
-    lines = [conditions, "", *_head(header)]
+    lines = [conditions, "", *head(header)]
     reasons: dict[str, list[str]] = {}
     for row in report.rows:
         if row.not_available is None:
-            lines.append(_line([f"`{row.method}`", *cells(row)]))
+            lines.append(line([f"`{row.method}`", *cells(row)]))
         else:
-            lines.append(_line([f"`{row.method}`", "n/a", *[""] * (len(header) - 2)]))
+            lines.append(line([f"`{row.method}`", "n/a", *[""] * (len(header) - 2)]))
             reasons.setdefault(row.not_available, []).append(f"`{row.method}`")
-    missing = [f"{', '.join(names)}: {_escape(reason)}" for reason, names in reasons.items()]
+    missing = [f"{', '.join(names)}: {escape(reason)}" for reason, names in reasons.items()]
     return "\n".join([*lines, "", f"Not available: {'; '.join(missing)}."] if missing else lines)
 
 
-def _escape(text: str) -> str:
-    """Keep Markdown from reading a quoted message as markup."""
+def escape(text: str) -> str:
+    """Keep Markdown from reading a quoted message as markup.
+
+    Args:
+        text: The message.
+
+    Returns:
+        The same with backslashes.
+    """
     return re.sub(r"([\\`*_{}\[\]<>$|])", r"\\\1", text)
 
 
-def _head(header: Sequence[str]) -> list[str]:
-    return [_line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+def head(header: Sequence[str]) -> list[str]:
+    """Return the first lines of a table, all columns but the first one aligned to the right.
+
+    Args:
+        header: Names of the columns.
+
+    Returns:
+        Two lines.
+    """
+    return [line(header), line(["---", *["---:"] * (len(header) - 1)])]
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """Return a line of a table.
+
+    Args:
+        cells: Its cells.
+
+    Returns:
+        The line.
+    """
     return f"| {' | '.join(cells)} |"

@@ -66,6 +66,20 @@ def compiled() -> str:
     return f"Triton {results['triton']}.\n\n{compiled_table(results, essential=True)}"
 
 
+def decode_attention() -> str:
+    """The tables of every measurement of decode attention under ``book/results``."""
+    from lossbook.bench.sparse_attention.report import decode_table
+
+    return decode_table(RESULTS)
+
+
+def decode_floors() -> str:
+    """The bytes of a decode step over the bandwidth of a GPU."""
+    from lossbook.bench.sparse_attention.report import decode_floors_table
+
+    return decode_floors_table()
+
+
 def sources() -> list[Path]:
     """Every file the generated pages are made from."""
     notebooks = [chapter.notebook for chapter in catalog.chapters() if chapter.written]

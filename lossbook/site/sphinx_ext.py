@@ -32,7 +32,7 @@ class _Generated(SphinxDirective):
     make: ClassVar[Callable[[], str]]
 
     def run(self) -> list[nodes.Node]:
-        for path in [*pages.sources(), *sorted((pages.ROOT / "lossbook" / "bench").glob("*.py"))]:
+        for path in [*pages.sources(), *sorted((pages.ROOT / "lossbook" / "bench").glob("**/*.py"))]:
             self.env.note_dependency(str(path))
         box = nodes.container(classes=["lossbook-table"])
         self.state.nested_parse(StringList(type(self).make().splitlines(), source=self.env.docname), 0, box)
@@ -51,6 +51,8 @@ _DIRECTIVES = {
     "lossbook-benchmarks": pages.benchmarks,
     "lossbook-compiled": pages.compiled,
     "lossbook-floors": floors_table,
+    "lossbook-decode-attention": pages.decode_attention,
+    "lossbook-decode-floors": pages.decode_floors,
 }
 _assign_from_one = Collector.assign_section_numbers
 

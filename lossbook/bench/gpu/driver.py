@@ -17,6 +17,8 @@ from lossbook.bench.gpu.results import GPURun
 from lossbook.bench.methods import methods_for
 from lossbook.bench.process import BenchmarkError, OutOfTimeError
 from lossbook.bench.shapes import SHAPES
+from lossbook.bench.sparse_attention import decode_reports
+from lossbook.bench.sparse_attention.cases import DECODE_METHODS, DECODE_SHAPES, DecodeShape
 from lossbook.bench.stream import stream
 from lossbook.bench.turns import reports_in_turns
 
@@ -26,6 +28,7 @@ _REPEATS = 2
 
 # On a CPU the Triton kernels run in their interpreter, thousands of times slower: the sizes only exercise the driver.
 _DRY_SHAPES = {"small": {"n": 32, "vocab": 160, "dim": 16}, "tall": {"n": 48, "vocab": 128, "dim": 16}}
+_DRY_DECODE_SHAPES = {"tiny": {"batch": 2, "query_heads": 4, "key_heads": 2, "tokens": 256, "features": 16}}
 _DRY_DENSITIES = (0.05, 0.1, 0.2)
 _INTERPRETER = MappingProxyType({"TRITON_INTERPRET": "1"})
 
@@ -119,6 +122,7 @@ def _settings(device: str, methods: list[str], seed: int) -> dict[str, Any]:
         name: {"n": shape.rows, "vocab": shape.vocab, "dim": shape.features}
         for name, shape in ((name, SHAPES[name]) for name in _SHAPES)
     }
+    decode_shapes = {name: asdict(shape) for name, shape in DECODE_SHAPES.items() if not name.startswith("small")}
     return {
         "device": device,
         "seed": seed,
@@ -126,6 +130,7 @@ def _settings(device: str, methods: list[str], seed: int) -> dict[str, Any]:
         "shapes": sizes if on_gpu else _DRY_SHAPES,
         "densities": list(DENSITIES if on_gpu else _DRY_DENSITIES),
         "methods": methods,
+        "decode_shapes": decode_shapes if on_gpu else _DRY_DECODE_SHAPES,
     }
 
 
@@ -246,12 +251,49 @@ def _train(run: GPURun, seconds: float) -> Iterator[dict[str, Any]]:
     return _worker(run, "train", seconds, small=not on_gpu, repeats=_REPEATS, **sizes)
 
 
+def _sparse_attention(run: GPURun, seconds: float) -> Iterator[dict[str, Any]]:
+    """Decode attention at the shapes that are not complete yet."""
+    records = run.records("sparse attention")
+    records[:] = [record for record in records if record["report"]["complete"]]
+    finished = [record["shape"] for record in records]
+    on_gpu = run.settings["device"] != "cpu"
+    settings = {name: run.settings[name] for name in ("device", "dtype", "seed")} | {
+        "impl": "triton",
+        "threads": 1,
+        "repeats": _REPEATS if on_gpu else 1,
+        "seconds": 0.1 if on_gpu else 0.0,
+    }
+    reports = decode_reports(
+        settings,
+        {name: DecodeShape(**sizes) for name, sizes in run.settings["decode_shapes"].items() if name not in finished},
+        list(DECODE_METHODS),
+        timeout=seconds,
+        environment=_environment(run),
+    )
+    for report in reports:
+        yield {"shape": report.shape, "report": asdict(report)}
+
+
+def _decode(run: GPURun, seconds: float) -> Iterator[dict[str, Any]]:
+    on_gpu = run.settings["device"] != "cpu"
+    sizes = {"batch": 8, "context": 8192, "seconds": 3.0} if on_gpu else {"batch": 2, "context": 40, "seconds": 0.0}
+    return _worker(run, "decode", seconds, small=not on_gpu, repeats=_REPEATS, **sizes)
+
+
 _ALL = (
     Phase("device", "facts, copy bandwidth and the ceiling of matrix products", 60, _device),
     Phase("correctness", "every option of the kernel against float64", 120, _correctness),
     Phase("tuning", "the fastest configuration for each shape", 480, _tuning),
     Phase("tables", "methods side by side at two shapes and three densities", 540, _tables, continues=True),
     Phase("train", "a training step of SmolLM2's architecture, patched and unpatched", 120, _train),
+    Phase(
+        "sparse attention",
+        "the attention of a decode step, dense and sparse, stage by stage",
+        300,
+        _sparse_attention,
+        continues=True,
+    ),
+    Phase("decode", "a decode step of SmolLM2's architecture, dense and sparse", 60, _decode),
 )
 
 PHASES: Mapping[str, Phase] = MappingProxyType({phase.name: phase for phase in _ALL})

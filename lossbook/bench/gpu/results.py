@@ -10,7 +10,7 @@ from typing import Any
 from lossbook.bench.files import read_json, write_json
 from lossbook.bench.results import CCEReport
 
-_KIND = "gpu"
+KIND = "gpu"
 
 
 @dataclass
@@ -36,7 +36,7 @@ class GPURun:
         """Write the file: a complete one or none, never half of one."""
         content = asdict(self)
         del content["path"]
-        write_json({"benchmark": _KIND} | content, self.path)
+        write_json({"benchmark": KIND} | content, self.path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GPURun:
@@ -52,7 +52,7 @@ class GPURun:
             ValueError: If the file is something else.
         """
         content = read_json(path)
-        if not isinstance(content, dict) or content.pop("benchmark", None) != _KIND:
+        if not isinstance(content, dict) or content.pop("benchmark", None) != KIND:
             raise ValueError(f"path must hold a run of 'lossbook bench gpu', got {path}")
         try:
             return cls(**content, path=Path(path))

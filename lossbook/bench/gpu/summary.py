@@ -11,6 +11,8 @@ from rich.table import Table
 
 from lossbook.bench.environment import device_text
 from lossbook.bench.gpu.results import GPURun
+from lossbook.bench.sparse_attention.cases import DECODE_METHODS
+from lossbook.bench.sparse_attention.results import SparseAttentionReport
 
 _MIB = 2**20
 
@@ -69,10 +71,30 @@ def _train(records: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{record['variant']}: {1e3 * seconds:.1f} ms, {record['extra_bytes'] / _MIB:.0f} MiB"
 
 
+def _sparse_attention(records: list[dict[str, Any]]) -> Iterator[str]:
+    for record in records:
+        report = SparseAttentionReport.from_dict(record["report"])
+        sparse = [row for row in report.rows if row.parts and DECODE_METHODS[row.method].sparsity]
+        ratios = [(ratio, row.method) for row in sparse if (ratio := report.ratio(row)) is not None]
+        if ratios:
+            ratio, method = min(ratios)
+            yield f"{report.shape}: {method} takes {ratio:.2f} of the best dense time"
+
+
+def _decode(records: list[dict[str, Any]]) -> Iterator[str]:
+    for record in records:
+        if "not_available" in record:
+            yield f"{record['variant']}: {record['not_available']}"
+        else:
+            yield f"{record['variant']}: {1e3 * statistics.median(record['samples']):.2f} ms a token"
+
+
 _LINES: dict[str, Callable[[list[dict[str, Any]]], Iterator[str]]] = {
     "device": _device,
     "correctness": _correctness,
     "tuning": _tuning,
     "tables": _tables,
     "train": _train,
+    "sparse attention": _sparse_attention,
+    "decode": _decode,
 }

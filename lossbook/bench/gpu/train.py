@@ -56,7 +56,7 @@ def records(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     variants = {"unpatched": lambda model: None, "patched": _patch}
     for variant, prepare in variants.items():
         try:
-            model, tokens = _model(spec)
+            model, tokens = make_model(spec)
             prepare(model)
             yield {"variant": variant} | _measure(model, tokens, spec)
         except Exception as error:
@@ -69,7 +69,15 @@ def _patch(model: torch.nn.Module) -> None:
     importlib.import_module(_INTEGRATION).patch(model)
 
 
-def _model(spec: dict[str, Any]) -> tuple[torch.nn.Module, torch.Tensor]:
+def make_model(spec: dict[str, Any]) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Make the model with random weights, in training mode, and random tokens.
+
+    Args:
+        spec: As for :func:`records`.
+
+    Returns:
+        Model and tokens.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**_SMALL if spec["small"] else _SMOLLM2)

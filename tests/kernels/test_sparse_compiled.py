@@ -1,0 +1,32 @@
+"""The sparse attention kernels compile for every target, without a GPU, and fit it."""
+
+import importlib.util
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from lossbook.bench import compiled
+from lossbook.bench.sparse_attention.builds import sparse_attention_builds
+
+# One query token cannot fill the widest instructions, which multiply 64 or 128 rows.
+MATRIX_INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HMMA", "sm_100": "HMMA", "gfx942": "v_mfma"}
+KERNELS = {
+    "append_kernel", "score_kernel", "select_kernel", "histogram_kernel", "narrow_kernel", "count_kernel",
+    "write_kernel", "decode_kernel", "join_kernel",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", compiled.ARCHITECTURES)
+def test_every_kernel(architecture, monkeypatch):
+    monkeypatch.setattr(compiled, "MATRIX_INSTRUCTION", MATRIX_INSTRUCTION)
+    builds = list(sparse_attention_builds(architecture, "bf16"))
+    assert {build.kernel.__name__ for build in builds} == KERNELS
+    for entry in map(compiled.compile_build, builds):
+        assert entry.registers > 0
+        assert entry.spilled_bytes == 0, entry
+        assert entry.shared_bytes <= compiled.SHARED_BYTES[architecture], entry
+        # The histogram of a long row is summed by atomics, which is exact for integers only.
+        assert entry.float_atomics == 0, entry
+        assert (entry.matrix_instructions > 0) == (entry.kernel == "decode_kernel"), entry
