@@ -19,6 +19,7 @@ from lossbook.integrations.transformers import (
     overlap,
 )
 from lossbook.kernels import decode_bytes
+from lossbook.kernels.sparse_attention.offload import OffloadedCache
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 PAGE = (BOOK / "sparse_attention.md").read_text(encoding="utf-8")
@@ -103,6 +104,51 @@ def test_channels_belong_to_the_model_not_to_the_text(lm, text, calibration):
     other = calibrate(lm.model, text[:, :128])
     assert all(overlap(calibration, other, r) >= 0.6 for r in (4, 8, 16))
     assert calibration.importance.shape == (30, 9, 64)
+
+
+def next_layers_query(model, layer, hidden, position):
+    """What layer ``layer + 1`` would ask for, were the input of ``layer`` its own."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    following = model.model.layers[layer + 1]
+    q = following.self_attn.q_proj(following.input_layernorm(hidden)).unflatten(-1, (9, 64)).transpose(1, 2)
+    angles = model.model.rotary_emb(hidden, position_ids=torch.tensor([[position]]))
+    return apply_rotary_pos_emb(q, q, *angles)[0][:, :, 0]
+
+
+@pytest.mark.model
+def test_tokens_are_found_ahead_from_the_input_of_the_layer_before(lm, text, calibration, prompted):
+    """Agreed beforehand: at least 0.7 of an eighth of the tokens, and less than 0.4 from that layer's query."""
+    attention = pytest.importorskip("lossbook.integrations.transformers.attention")
+    layers, inputs = lm.model.model.layers, {}
+    by_input, by_query = (
+        OffloadedCache(calibration.channels(16), 1, 3, 64, capacity=PROMPT + 4, budget=PROMPT // 8) for _ in range(2)
+    )
+    for index, layer in enumerate(prompted.layers):
+        for cache in (by_input, by_query):
+            cache.fill(index, layer.keys.contiguous(), layer.values.contiguous())
+
+    def decode(module, query, key, value, mask, **options):
+        index, q, guess = module.layer_idx, query[:, :, 0], None
+        for cache in (by_query, by_input):
+            cache.append(index, key[:, :, -1:], value[:, :, -1:])
+            if index + 1 < len(layers):
+                guess = q if cache is by_query else next_layers_query(lm.model, index, inputs[index], key.shape[2] - 1)
+            out = cache.attend(index, q, q_next=guess, scale=options["scaling"])
+        return out[:, None], None
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, args: inputs.update({layer.self_attn.layer_idx: args[0]}))
+        for layer in layers
+    ]
+    with torch.no_grad(), attention.switched(lm.model):
+        for position in range(PROMPT, PROMPT + 4):
+            lm.model(text[:, position : position + 1], past_key_values=prompted, double_sparsity=decode)
+    prompted.crop(-4)
+    for hook in hooks:
+        hook.remove()
+    print(f"{by_input.counts.hit_rate:.3f} by the input, {by_query.counts.hit_rate:.3f} by the query")
+    assert by_input.counts.hit_rate >= 0.7 and by_query.counts.hit_rate < 0.4
 
 
 @pytest.mark.model

@@ -27,9 +27,14 @@ def tokens(generator, count, dtype=torch.float32):
 
 
 def queries(generator, dtype=torch.float32):
-    """Those of consecutive layers are alike, as they are in a model."""
-    q = torch.randn(BATCH, HEADS, SIZE, generator=generator)
-    return [(q + 0.3 * torch.randn(q.shape, generator=generator)).to(dtype) for _ in range(LAYERS)]
+    """One for each layer."""
+    return list(torch.randn(LAYERS, BATCH, HEADS, SIZE, generator=generator).to(dtype))
+
+
+def guesses(generator, queries):
+    """Something like the next layer's query, for each layer."""
+    noise = [0.3 * torch.randn(q.shape, generator=generator).to(q.dtype) for q in queries[1:]]
+    return [*(q + more for q, more in zip(queries[1:], noise, strict=True)), None]
 
 
 class OnDevice:
@@ -64,7 +69,6 @@ class OnDevice:
         {"bits": 4},
         {"bits": 8, "group_reduce": "mean"},
         {"sink": 2, "recent": 3},
-        {"fetch_ahead": False},
         {"dtype": torch.bfloat16},
         {"budget": 1},
     ],
@@ -76,16 +80,17 @@ def test_equals_a_cache_on_the_device(generator, options, heads):
     chosen, dtype = channels(generator, heads), options.get("dtype", torch.float32)
     (k, v), lengths = tokens(generator, 20, dtype), torch.tensor([13, 20], dtype=torch.int32)
     ours = cache(chosen, **options)
-    on_device = {name: value for name, value in options.items() if name not in ("dtype", "fetch_ahead")}
+    on_device = {name: value for name, value in options.items() if name != "dtype"}
     reference = OnDevice(chosen, k, v, lengths, **on_device)
     for layer in range(LAYERS):
         ours.fill(layer, k[layer], v[layer], lengths)
     for count in (1, 1, 2, 1):
         k_new, v_new = tokens(generator, count, dtype)
         reference.append(k_new, v_new)
-        for layer, q in enumerate(queries(generator, dtype)):
+        qs = queries(generator, dtype)
+        for layer, (q, q_next) in enumerate(zip(qs, guesses(generator, qs), strict=True)):
             ours.append(layer, k_new[layer], v_new[layer])
-            assert torch.equal(ours.attend(layer, q, scale=0.4), reference.attend(layer, q, scale=0.4))
+            assert torch.equal(ours.attend(layer, q, q_next=q_next, scale=0.4), reference.attend(layer, q, scale=0.4))
             assert ours.lengths(layer).tolist() == reference.lengths.tolist()
 
 
@@ -100,15 +105,14 @@ def test_all_tokens_are_dense_attention(generator, budget):
 
 def test_counts(generator):
     """Every selected token is a hit or a miss, and bytes are those of the tokens that were copied."""
-    chosen, (k, v) = channels(generator), tokens(generator, 30)
-    ours = cache(chosen[:1].expand(LAYERS, -1, -1).contiguous())
+    (k, v), ours = tokens(generator, 30), cache(channels(generator))
     for layer in range(LAYERS):
-        ours.fill(layer, k[0], v[0])
-    same = queries(generator)[0]
-    for layer in range(LAYERS):
-        ours.attend(layer, same)
+        ours.fill(layer, k[layer], v[layer])
+    qs = queries(generator)
+    for layer, q in enumerate(qs):
+        ours.attend(layer, q, q_next=qs[layer + 1] if layer + 1 < LAYERS else None)
     selected = BATCH * KEY_HEADS * 7
-    # Equal layers with equal queries: only the first one, which nobody guesses for, misses.
+    # Guesses that are right: only the first layer, which nobody guesses for, misses.
     assert (ours.counts.misses, ours.counts.hits) == (selected, (LAYERS - 1) * selected)
     assert ours.counts.hit_rate == pytest.approx((LAYERS - 1) / LAYERS)
     assert ours.counts.fetched_ahead == (LAYERS - 1) * selected
@@ -117,28 +121,29 @@ def test_counts(generator):
 
 def test_guesses_save_late_fetches(generator):
     chosen, (k, v) = channels(generator), tokens(generator, 30)
-    k = k[:1] + 0.3 * torch.randn(k.shape, generator=generator)
-    ahead, without = cache(chosen), cache(chosen, fetch_ahead=False)
+    ahead, without = cache(chosen), cache(chosen)
     for layer in range(LAYERS):
         ahead.fill(layer, k[layer], v[layer])
         without.fill(layer, k[layer], v[layer])
-    for layer, q in enumerate(queries(generator)):
-        assert torch.equal(ahead.attend(layer, q), without.attend(layer, q))
+    qs = queries(generator)
+    for layer, (q, q_next) in enumerate(zip(qs, guesses(generator, qs), strict=True)):
+        assert torch.equal(ahead.attend(layer, q, q_next=q_next), without.attend(layer, q))
     assert without.counts.hits == without.counts.fetched_ahead == 0 and without.counts.hit_rate == 0
     assert 0 < ahead.counts.hits and ahead.counts.misses < without.counts.misses
     assert ahead.counts.hits + ahead.counts.misses == without.counts.misses
 
 
 def test_a_wrong_guess_changes_nothing(generator):
-    """Queries of consecutive layers that point away from each other."""
+    """Guesses that point away from the query."""
     chosen, (k, v) = channels(generator), tokens(generator, 30)
     ours, reference = cache(chosen), OnDevice(chosen, k, v, torch.full((BATCH,), 30))
     for layer in range(LAYERS):
         ours.fill(layer, k[layer], v[layer])
-    q = queries(generator)[0]
-    for layer in range(LAYERS):
-        q = -q
-        assert torch.equal(ours.attend(layer, q), reference.attend(layer, q))
+    qs = queries(generator)
+    for layer, q in enumerate(qs):
+        q_next = -qs[layer + 1] if layer + 1 < LAYERS else None
+        assert torch.equal(ours.attend(layer, q, q_next=q_next), reference.attend(layer, q))
+    assert ours.counts.hit_rate < 0.2
 
 
 def test_filling_again_forgets_what_was_guessed(generator):
@@ -147,7 +152,7 @@ def test_filling_again_forgets_what_was_guessed(generator):
     for layer in range(LAYERS):
         ours.fill(layer, k[layer], v[layer])
     q = queries(generator)[0]
-    ours.attend(0, q)
+    ours.attend(0, q, q_next=q)
     ours.fill(1, k2[1], v2[1])
     reference = OnDevice(chosen, k2, v2, torch.full((BATCH,), 30))
     assert torch.equal(ours.attend(1, q), reference.attend(1, q))
@@ -166,9 +171,10 @@ def test_a_thread_that_fetches_ahead(generator, monkeypatch):
         for _ in range(3):
             k_new, v_new = tokens(generator, 1)
             reference.append(k_new, v_new)
-            for layer, q in enumerate(queries(generator)):
+            qs = queries(generator)
+            for layer, (q, q_next) in enumerate(zip(qs, guesses(generator, qs), strict=True)):
                 ours.append(layer, k_new[layer], v_new[layer])
-                assert torch.equal(ours.attend(layer, q), reference.attend(layer, q))
+                assert torch.equal(ours.attend(layer, q, q_next=q_next), reference.attend(layer, q))
     assert len(threads) == 3 * (LAYERS - 1) and threading.main_thread() not in threads
     assert ours.counts.hits > 0
 
@@ -212,6 +218,16 @@ BAD = {
         lambda c: c.attend(0, torch.zeros(BATCH, 5, SIZE)),
         ValueError,
         "Hq must be a multiple of Hkv = 2, got 5",
+    ),
+    "guess": (
+        lambda c: c.attend(0, torch.zeros(BATCH, HEADS, SIZE), q_next=torch.zeros(BATCH, HEADS, 7)),
+        ValueError,
+        r"q_next must have shape \(B, Hq, D\) = \(2, \*, 8\), got \(2, 6, 7\)",
+    ),
+    "next layer": (
+        lambda c: c.attend(0, torch.zeros(BATCH, HEADS, SIZE), q_next=torch.zeros(BATCH, HEADS, SIZE)),
+        ValueError,
+        "layer must have been filled before, got 1",
     ),
     "lengths": (lambda c: c.fill(0, new(), new(), torch.tensor([0, 1])), ValueError, r"lengths must lie in \[1, S\]"),
 }

@@ -23,7 +23,6 @@ from lossbook.kernels.sparse_attention.arguments import (
     check_channels,
     check_group,
     check_lengths,
-    check_query,
     check_selection,
 )
 from lossbook.kernels.sparse_attention.attention import sparse_decode
@@ -66,11 +65,15 @@ class OffloadedCache:
     """A key-value cache in host memory whose labels are on the device, for sparse decode steps of a whole model.
 
     A step of a layer selects tokens by labels on the device and needs only those from the host. To hide the way they
-    take, the tokens of the next layer are guessed from the query of this one, whose input is much the same, and fetched
-    on a stream of their own while this layer and what lies between runs: one buffer is read while the other is filled.
-    The next layer then selects with its own query and fetches what the guess has missed, so its result is that of the
-    same selection from a cache on the device, whatever the guess was. The newest token of a layer is never guessed,
-    since it does not exist yet when the guess is made.
+    take, the tokens of the next layer are selected ahead by a guess of its query, and fetched on a stream of their own
+    while this layer and what lies between runs: one buffer is read while the other is filled. The next layer then
+    selects with its own query and fetches what the guess has missed, so its result is that of the same selection from a
+    cache on the device, whatever the guess was. The newest token of a layer is never fetched ahead, since it does not
+    exist yet at that time.
+
+    A good guess is what the next layer's normalization, query projection and rotary embedding make of the input of
+    *this* layer, which differs little from its own input. The query of this layer is a bad one: heads of the same
+    number in two layers have nothing to do with each other.
 
     On a GPU host memory is pinned, and a thread of the cache's own gathers the guessed tokens. On the CPU the same is
     done in turns, which serves for tests.
@@ -89,7 +92,6 @@ class OffloadedCache:
         sink: Tokens at the start that are always selected. Default 0.
         recent: Tokens at the end that are always selected. Default 0.
         group_reduce: As in :func:`~lossbook.kernels.approx_scores`. Default ``"max"``.
-        fetch_ahead: Whether to guess; without it every selected token is a miss. Default True.
         impl: As in :func:`~lossbook.kernels.build_labels`. Default ``"auto"``.
 
     Raises:
@@ -101,8 +103,10 @@ class OffloadedCache:
         >>> k = torch.tensor([[3.0, 0.0], [0.0, 5.0], [2.0, 0.0]])[None, None]
         >>> for layer in range(2):
         ...     cache.fill(layer, k, k)
-        >>> [cache.attend(layer, torch.ones(1, 1, 2)).tolist() for layer in range(2)]
-        [[[[3.0, 0.0]]], [[[3.0, 0.0]]]]
+        >>> cache.attend(0, torch.tensor([[[1.0, 1.0]]]), q_next=torch.tensor([[[1.0, 2.0]]]))
+        tensor([[[3., 0.]]])
+        >>> cache.attend(1, torch.tensor([[[2.0, 2.0]]]))
+        tensor([[[3., 0.]]])
         >>> cache.counts
         TransferCounts(hits=1, misses=1, fetched_ahead=1, bytes=32)
 
@@ -131,7 +135,6 @@ class OffloadedCache:
         sink: int = 0,
         recent: int = 0,
         group_reduce: str = "max",
-        fetch_ahead: bool = True,
         impl: str = "auto",
     ) -> None:
         sizes = {"batch": batch, "key_heads": key_heads, "head_dim": head_dim, "capacity": capacity}
@@ -152,7 +155,7 @@ class OffloadedCache:
         self._channels = channels.to(self.device)
         self._shape = batch, key_heads, capacity, head_dim
         self._budget, self._bits, self._sink, self._recent = budget, bits, sink, recent
-        self._group_reduce, self._fetch_ahead, self._impl = group_reduce, fetch_ahead, impl
+        self._group_reduce, self._impl = group_reduce, impl
         pinned = self.device.type == "cuda"
         layers, heads, _ = channels.shape
         host = (layers, 2, *self._shape)
@@ -238,12 +241,14 @@ class OffloadedCache:
         self._lengths[layer] += new
 
     @torch.no_grad()
-    def attend(self, layer: int, q: Tensor, *, scale: float | None = None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, *, q_next: Tensor | None = None, scale: float | None = None) -> Tensor:
         """A sparse decode step of a layer, and the start of fetching for the next one.
 
         Args:
             layer: Index of the layer, filled before.
             q: Queries, shape ``(B, Hq, D)``; ``H`` of the channels is ``Hkv`` or ``Hq``.
+            q_next: Guess of the query of layer ``layer + 1``, shape of ``q``, by which its tokens are fetched ahead.
+                Default None: nothing is.
             scale: Factor of the dot products. Default None: one over the root of ``D``.
 
         Returns:
@@ -252,7 +257,7 @@ class OffloadedCache:
 
         Raises:
             TypeError: If ``q`` has the wrong type or dtype.
-            ValueError: If ``q`` does not fit the cache, or the layer was never filled.
+            ValueError: If ``q`` or ``q_next`` does not fit the cache, or a layer does not exist or was never filled.
 
         Examples:
             >>> cache = OffloadedCache(torch.tensor([[[0]]]), 1, 1, 2, capacity=4, budget=2)
@@ -261,13 +266,16 @@ class OffloadedCache:
             tensor([[[2., 3.]]])
         """
         self._filled(layer)
-        check_query(q)
-        check_dtype("q", q, self._host.dtype)
+        for name, query in (("q", q), ("q_next", q_next)):
+            if query is not None:
+                self._check_query(name, query)
+        if q_next is not None:
+            self._filled(layer + 1)
         guess = self._finish_guess(layer)
         index, count = self._select(layer, q)
         buffer = self._fetch(layer, index, count, guess)
-        if self._fetch_ahead and layer + 1 < len(self._labels) and self._labels[layer + 1] is not None:
-            self._start_guess(layer + 1, q)
+        if q_next is not None:
+            self._start_guess(layer + 1, q_next)
         place = torch.arange(index.shape[2], dtype=torch.int32, device=self.device).expand_as(index).contiguous()
         return sparse_decode(q, buffer.k, buffer.v, place, count, scale=scale, impl=self._impl)
 
@@ -379,6 +387,14 @@ class OffloadedCache:
         if labels is None:
             raise ValueError(f"layer must have been filled before, got {layer}")
         return labels
+
+    def _check_query(self, name: str, q: Tensor) -> None:
+        batch, key_heads, _, head_dim = self._shape
+        check_tensor(name, q)
+        check_dtype(name, q, self._host.dtype)
+        check_shape(name, q, "(B, Hq, D)", (batch, None, head_dim))
+        check_group("Hq", q.shape[1], key_heads)
+        check_same_device(name, q, "labels", self._channels)
 
     def _check_tokens(self, k: Tensor, v: Tensor) -> None:
         batch, key_heads, _, head_dim = self._shape
