@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lossbook.bench.environment import PACKAGES, device_text
 from lossbook.bench.files import read_json
@@ -176,15 +177,29 @@ def _section(
     report: CCEReport, conditions: str, header: tuple[str, ...], cells: Callable[[CCERow], Iterable[str]]
 ) -> str:
     lines = [conditions, "", *head(header)]
-    reasons: dict[str, list[str]] = {}
     for row in report.rows:
         if row.not_available is None:
             lines.append(line([f"`{row.method}`", *cells(row)]))
         else:
             lines.append(line([f"`{row.method}`", "n/a", *[""] * (len(header) - 2)]))
+    return "\n".join(lines + not_available(report.rows))
+
+
+def not_available(rows: Iterable[Any]) -> list[str]:
+    """Return why methods have no figures, each reason once.
+
+    Args:
+        rows: Rows with the attributes ``method`` and ``not_available``.
+
+    Returns:
+        Lines to follow a table; none if every method has figures.
+    """
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.not_available is not None:
             reasons.setdefault(row.not_available, []).append(f"`{row.method}`")
-    missing = [f"{', '.join(names)}: {escape(reason)}" for reason, names in reasons.items()]
-    return "\n".join([*lines, "", f"Not available: {'; '.join(missing)}."] if missing else lines)
+    missing = [f"{', '.join(names)}: {escape(reason.removesuffix('.'))}" for reason, names in reasons.items()]
+    return ["", f"Not available: {'; '.join(missing)}."] if missing else []
 
 
 def escape(text: str) -> str:

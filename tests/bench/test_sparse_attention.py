@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner
@@ -239,6 +240,16 @@ def test_floors_by_hand():
     assert len(lines) == 4 + sum(not name.startswith("small") for name in DECODE_SHAPES)
 
 
+def test_labels_of_sixteen_bits_are_numbers_of_the_cache():
+    sparsity = Sparsity(16, 8, 16, True)
+    half, single = sparsity.bytes(TINY, 2), sparsity.bytes(TINY, 4)
+    assert half["labels"] == 2 * 2 * 64 * 8 * 2
+    assert {name: single[name] // half[name] for name in ("dense", "labels", "scores", "kv")} == {
+        "dense": 2, "labels": 2, "scores": 1, "kv": 2,
+    }  # fmt: skip
+    assert single["total"] == single["labels"] + single["scores"] + single["kv"]
+
+
 def test_a_budget_is_at_least_one_token():
     assert Sparsity(16, 8, 16, True).budget(5) == 1
     assert Sparsity(16, 8, 16, True).budget(8192) == 512
@@ -249,3 +260,34 @@ def test_timed_calls_make_two_calls_at_least():
     assert len(measure.timed_calls(lambda: calls.append(0), "cpu", seconds=0.0, most=9)) == 2
     assert len(measure.timed_calls(lambda: calls.append(0), "cpu", seconds=60.0, most=5)) == 5
     assert len(calls) == 7
+
+
+@pytest.mark.parametrize("can_be_captured", [True, False])
+def test_calls_on_a_gpu_take_turns_in_one_graph(monkeypatch, can_be_captured):
+    """Without a GPU: what is warmed up, captured and replayed, and what happens where nothing can be captured."""
+    made, captured = [], []
+
+    class Graph:
+        def replay(self):
+            made.extend(captured)
+
+    @contextmanager
+    def capture(graph, pool):
+        before = len(made)
+        yield
+        captured.extend(made[before:])
+        del made[before:]
+        if not can_be_captured:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    for name, replacement in (
+        ("CUDAGraph", Graph), ("graph", capture), ("empty_cache", list), ("synchronize", list),
+    ):  # fmt: skip
+        monkeypatch.setattr(worker.torch.cuda, name, replacement)
+    call, count, is_graph = worker._unit([lambda: made.append("a"), lambda: made.append("b")], "cuda", pool=None)
+    assert made == ["a", "b"] * 3
+    assert is_graph is can_be_captured
+    made.clear()
+    call()
+    assert made == ["a", "b"] * 5
+    assert count == 10

@@ -59,7 +59,7 @@ class Sparsity:
     share_kv: bool
 
     def bytes(self, shape: DecodeShape, item_bytes: int = 2) -> dict[str, int]:
-        """Return what a step moves, as :func:`lossbook.kernels.decode_bytes` counts it; imports PyTorch.
+        """Return what a step moves, counted by :func:`lossbook.kernels.decode_bytes`; imports PyTorch.
 
         Args:
             shape: Sizes.
@@ -70,7 +70,7 @@ class Sparsity:
         """
         from lossbook.kernels import decode_bytes
 
-        return decode_bytes(
+        counted = decode_bytes(
             shape.batch,
             shape.query_heads,
             shape.key_heads,
@@ -82,6 +82,10 @@ class Sparsity:
             share_kv=self.share_kv,
             kv_bytes=item_bytes,
         )
+        if self.bits == 16:  # such labels are numbers of the cache, whatever their size
+            more = counted["labels"] * item_bytes // 2 - counted["labels"]
+            counted |= {"labels": counted["labels"] + more, "total": counted["total"] + more}
+        return counted
 
     def budget(self, tokens: int) -> int:
         """Return the tokens attended to.

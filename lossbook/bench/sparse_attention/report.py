@@ -11,7 +11,7 @@ from lossbook.bench.environment import PACKAGES, device_text
 from lossbook.bench.files import read_json
 from lossbook.bench.gpu.results import KIND as GPU_KIND
 from lossbook.bench.gpu.results import GPURun
-from lossbook.bench.report import escape, head, line
+from lossbook.bench.report import escape, head, line, not_available
 from lossbook.bench.roofline import H200_TERABYTES
 from lossbook.bench.sparse_attention.cases import DECODE_METHODS, DECODE_SHAPES
 from lossbook.bench.sparse_attention.results import (
@@ -119,13 +119,11 @@ def _section(report: SparseAttentionReport) -> str:
         stages = [f"{stage} ms" for stage in STAGES]
         header = ("method", "error", "ms", "spread", "x best dense", "MB", "TB/s", "x floor", *stages, "CUDA graph")
         cells = _absolute_cells
-    lines, missing = [conditions, "", *head(header)], []
+    lines = [conditions, "", *head(header)]
     for row in report.rows:
         if row.parts:
             lines.append(line([f"`{row.method}`", text(row.error, ".1e"), *cells(report, row)]))
-        else:
-            missing.append(f"`{row.method}`: {escape(row.not_available)}")
-    return "\n".join([*lines, "", f"Not available: {'; '.join(missing)}."] if missing else lines)
+    return "\n".join(lines + not_available(report.rows))
 
 
 def _ratio_cells(report: SparseAttentionReport, row: DecodeRow) -> Iterable[str]:

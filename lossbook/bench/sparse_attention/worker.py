@@ -98,12 +98,14 @@ def _shape_records(shape: DecodeShape, spec: dict[str, Any]) -> Iterator[dict[st
     device = spec["device"]
     methods = [DECODE_METHODS[name] for name in spec["methods"]]
     caches = _caches(shape, methods, spec)
+    # Graphs run one after the other and what they leave behind is not used: they can share their memory.
+    pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
     ready: dict[str, dict[str, tuple[Call, int]]] = {}
     for method in methods:
         yield {"begin": method.name}
         try:
             prepared = _prepare(method, caches, shape, spec)
-            units = {part: _unit(calls, device) for part, calls in prepared.calls.items()}
+            units = {part: _unit(calls, device, pool) for part, calls in prepared.calls.items()}
             ready[method.name] = {part: (call, count) for part, (call, count, _) in units.items()}
             outcome = {
                 "answer": {
@@ -336,7 +338,7 @@ def _check_selection(decoder: _Decoder, scores: Tensor, listed: tuple[Tensor, Te
             raise WrongResultError("its selection is not that of a stable sort")
 
 
-def _unit(calls: list[Call], device: str) -> tuple[Call, int, bool]:
+def _unit(calls: list[Call], device: str, pool: Any) -> tuple[Call, int, bool]:
     """What is timed at once: a CUDA graph of calls that take turns on the caches, where they can be captured.
 
     Returns:
@@ -349,8 +351,9 @@ def _unit(calls: list[Call], device: str) -> tuple[Call, int, bool]:
         return lambda: next(turns)(), 1, False
     rounds = -(-_GRAPH_CALLS // len(calls))
     graph = torch.cuda.CUDAGraph()
+    torch.cuda.empty_cache()  # of what the warm-up needed; a graph has its own
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             for call in calls * rounds:
                 call()
     except RuntimeError:
