@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 attention = pytest.importorskip("lossbook.integrations.transformers.attention")
 labels = pytest.importorskip("lossbook.integrations.transformers.label_layer")
 
-# Agreed beforehand: a few roundings of float32 in logits of order 1 to 10.
+# A few roundings of float32 in logits of order 1 to 10.
 LOGITS = {"rtol": 1e-4, "atol": 1e-4}
 # Every step sparse, in all layers.
 SPARSE = DoubleSparsityConfig(budget=6, r=4, sink=1, recent=2, dense_layers=(), dense_below=0)

@@ -68,7 +68,7 @@ def continuation_loss(model, text, cache, implementation):
 
 @pytest.mark.model
 def test_a_small_budget_stays_close_on_real_text(lm, text, calibration, prompted):
-    """Agreed beforehand: a quarter of the tokens by 16 of 64 channels costs at most 0.1 nats, and a third of a window.
+    """A quarter of the tokens by 16 of 64 channels costs at most 0.1 nats, and a third of a window.
 
     The window is as many tokens, the first four and the last ones; all of them are forced, so labels have no say.
     """
@@ -118,7 +118,7 @@ def next_layers_query(model, layer, hidden, position):
 
 @pytest.mark.model
 def test_tokens_are_found_ahead_from_the_input_of_the_layer_before(lm, text, calibration, prompted):
-    """Agreed beforehand: at least 0.7 of an eighth of the tokens, and less than 0.4 from that layer's query."""
+    """The guess finds at least 0.7 of an eighth of the tokens, and less than 0.4 from that layer's query."""
     attention = pytest.importorskip("lossbook.integrations.transformers.attention")
     layers, inputs = lm.model.model.layers, {}
     by_input, by_query = (

@@ -31,7 +31,7 @@ def test_fine_tuning_lowers_the_loss():
 
 
 def test_peak_memory_is_below_a_quarter():
-    """Agreed beforehand: plain holds the logits and their gradient at least, patched a quarter of plain at most."""
+    """Plain holds the logits and their gradient at least, patched a quarter of plain at most."""
     pytest.importorskip("transformers")
     text = output(sys.executable, example("peak_memory.py"))
     (logits,) = re.findall(r"float32: (\d+) MiB", text)

@@ -19,7 +19,7 @@ from lossbook.integrations.transformers import patch, unpatch
 
 transformers = pytest.importorskip("transformers")
 
-# Agreed beforehand: a few roundings of float32 for the loss, and as many for the gradient of all parameters together.
+# A few roundings of float32 for the loss, and as many for the gradient of all parameters together.
 LOSS, GRADIENT = 1e-6, 5e-6
 
 MODELS = {

@@ -71,7 +71,7 @@ def run_gpu(
     Args:
         budget: Seconds of wall-clock time for this call, ``> 0``.
         out: File to write or to continue.
-        phases: Names from :data:`PHASES`. Default: all of them.
+        phases: Names as ``lossbook bench list`` shows them. Default: all of them.
         device: A CUDA device, default ``"cuda"``; or ``"cpu"``, which runs everything at tiny sizes, the Triton
             kernels in their interpreter, to try the run without a GPU.
         methods: Names from :data:`lossbook.bench.METHODS`. Default: all that fit.
