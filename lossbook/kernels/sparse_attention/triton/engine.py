@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from lossbook.kernels.sparse_attention.labels import LabelCache
+import triton
 from torch import Tensor
 
-import triton
+from lossbook.kernels.sparse_attention.labels import LabelCache
 from lossbook.kernels.sparse_attention.triton.attention import decode_kernel, join_kernel
 from lossbook.kernels.sparse_attention.triton.labels import append_kernel, score_kernel
 from lossbook.kernels.sparse_attention.triton.selection import (
