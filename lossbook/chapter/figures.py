@@ -48,6 +48,11 @@ METHODS: dict[str, LineStyle] = {
     "column filter": _look("vermilion", "P"),
     "column filter, FullC": _look("green", "X"),
     "entry filter": _look("purple", "d", ":"),
+    "Double Sparsity": _look("vermilion", "o"),
+    "window": _look("sky", "v", ":"),
+    "Quest": _look("green", "s", "-."),
+    "heavy hitters": _look("orange", "^", "--"),
+    "oracle": _look("black", "*", "--"),
 }
 
 
