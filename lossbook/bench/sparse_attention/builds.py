@@ -48,7 +48,7 @@ def sparse_attention_builds(architecture: str, dtype: str) -> Iterator[Build]:
     absent = {"listed": "lengths", "dense": "index count"}
     for features in _FEATURES:
         tile = {
-            "BLOCK_TOKENS": max(16, min(128, engine._KEY_ENTRIES // features)),
+            "BLOCK_TOKENS": max(16, min(128, engine._KEY_BYTES // (2 * features))),
             "BLOCK_FEATURES": features,
             "BLOCK_QUERIES": 16,
             "PRECISION": "ieee",

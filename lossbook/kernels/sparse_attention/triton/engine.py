@@ -23,8 +23,8 @@ _SCORE_ENTRIES = 8192
 _SELECT_TOKENS = 1024
 # Longer rows are selected from by several programs.
 _ROW_TOKENS = 32768
-# Entries of a tile of keys: 64 tokens of 128 features.
-_KEY_ENTRIES = 8192
+# Bytes of a tile of keys: 64 tokens of 128 features in half precision.
+_KEY_BYTES = 16384
 _LEAST_PART = 256
 _MOST_PARTS = 64
 _INTERPRETED_PROCESSORS = 4
@@ -193,7 +193,7 @@ def _decode(
     else:
         tokens, heads = index.shape[2], index.shape[1]
     block_features = max(16, triton.next_power_of_2(features))
-    block_tokens = max(16, min(128, _KEY_ENTRIES // block_features))
+    block_tokens = max(16, min(128, _KEY_BYTES // (block_features * q.element_size())))
     parts = _n_parts(q.device, batch * heads, tokens)
     part_tokens = triton.cdiv(triton.cdiv(tokens, parts), block_tokens) * block_tokens
     out = torch.empty((batch, query_heads, features), dtype=dtype, device=q.device)
