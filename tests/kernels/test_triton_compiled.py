@@ -31,9 +31,10 @@ def test_half_precision(architecture):
         assert (entry.descriptor_loads > 0) == ("descriptors" in entry.variant or "specialized" in entry.variant), entry
 
 
-def test_single_precision():
+@pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
+def test_single_precision(architecture):
     """Products of three TensorFloat-32 ones; tiles for all options are too low for the widest instruction."""
-    for entry in compiled.compile_all(["sm_90"], ["fp32"]):
+    for entry in compiled.compile_all([architecture], ["fp32"]):
         check_resources(entry)
         if entry.kernel not in WITHOUT_PRODUCT and not entry.variant.startswith("full"):
             assert entry.matrix_instructions > 0, entry

@@ -102,7 +102,7 @@ _SINGLE = Architecture(
     statistics=(Config(64, 32, 8, 2), Config(64, 32, 8, 3)),
     statistics_with_extras=(Config(64, 32, 8, 2),),
     logit_gradient=(Config(64, 32, 8, 2), Config(64, 32, 8, 3)),
-    logit_gradient_with_extras=(Config(32, 32, 8, 2),),
+    logit_gradient_with_extras=(Config(32, 32, 4, 2),),
     hidden_gradient=(Config(32, 64, 8, 2),),
     classifier_gradient=(Config(64, 32, 8, 1),),
 )
