@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lossbook.kernels.cross_entropy.factors import Factors
 from lossbook.kernels.cross_entropy.filtering import ColumnMaximum, accumulate_, is_filtered
+from lossbook.kernels.cross_entropy.linear_sum import LinearSum
 from lossbook.kernels.cross_entropy.problem import Gradients, Problem, take
 from lossbook.kernels.cross_entropy.tiles import (
     logits_into,
@@ -42,7 +43,7 @@ def loss_and_gradients(
     count = len(target)
     height = row_chunk(count, problem.size, e.itemsize, problem.chunk_bytes, on_cpu=problem.on_cpu)
     buffer = e.new_empty(height * problem.size)
-    smoothing = _LinearSmoothing.of(problem) if factors.smoothing is not None else None
+    smoothing = LinearSum.of(problem) if factors.smoothing is not None else None
     loss = e.new_zeros(())
     for top, bottom in spans(count, height):
         span = slice(top, bottom)
@@ -53,7 +54,7 @@ def loss_and_gradients(
         logit_sum = None
         if smoothing is not None:
             logit_sum = smoothing.forward(e_chunk)
-            smoothing.backward_(chunk_factors.smoothing, e_chunk, d_e)
+            smoothing.backward_(-chunk_factors.smoothing, e_chunk, d_e)
         chunk_loss, column_maximum = _losses_and_gradient_(
             problem, z, target[span], chunk_factors, logit_sum, filtered=is_filtered(problem, gradients)
         )
@@ -93,37 +94,3 @@ def _losses_and_gradient_(
     if filtered:
         column_maximum.keep_targets(target)
     return losses.sum(), column_maximum
-
-
-class _LinearSmoothing:
-    """Label smoothing without a cap: the class-weighted logit sum is one product with one row of the classifier.
-
-    Its gradient has rank one, is exact, and no filter sees it.
-    """
-
-    @staticmethod
-    def of(problem: Problem) -> "_LinearSmoothing | None":
-        weight = problem.linear_weight(0, problem.size)
-        return None if weight is None else _LinearSmoothing(problem, weight)
-
-    def __init__(self, problem: Problem, weight: Tensor) -> None:
-        self.weight = weight * problem.scale
-        self.row = self.weight @ problem.c
-        self.offset = 0.0 if problem.bias is None else self.weight @ problem.bias
-        self.weighted_e = torch.zeros_like(self.row)
-        self.total = weight.new_zeros(())
-
-    def forward(self, e: Tensor) -> Tensor:
-        return e @ self.row + self.offset
-
-    def backward_(self, factor: Tensor, e: Tensor, d_e: Tensor | None) -> None:
-        if d_e is not None:
-            d_e.addr_(factor, self.row, alpha=-1)
-        self.weighted_e += factor @ e
-        self.total += factor.sum()
-
-    def finish_(self, gradients: Gradients) -> None:
-        if gradients.c is not None:
-            gradients.c.addr_(self.weight, self.weighted_e, alpha=-1)
-        if gradients.bias is not None:
-            gradients.bias.sub_(self.weight * self.total)

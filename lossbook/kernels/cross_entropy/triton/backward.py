@@ -96,7 +96,8 @@ def backward_statistics(
             for value in (saved.lse, saved.mean_logit, d_lse, d_target, d_logit_sum, d_mean)
         )
         if operands.linear_sum is not None and d_logit_sum is not None:
-            operands.linear_sum.add_gradients_(d_logit_sum, operands.e, gradients)
+            operands.linear_sum.backward_(d_logit_sum, operands.e, gradients.e)
+            operands.linear_sum.finish_(gradients)
             d_logit_sum = None
         slopes = Slopes(lse, mean, torch.zeros_like(lse) if d_lse is None else d_lse, d_target, d_mean, d_logit_sum)
         exact = (need_e and problem.eps_e is None) or ((need_c or need_bias) and problem.eps_c is None)

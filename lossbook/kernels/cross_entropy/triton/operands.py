@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossbook.kernels.cross_entropy.linear_sum import LinearSum
 from lossbook.kernels.cross_entropy.problem import Problem, take
 from lossbook.kernels.cross_entropy.triton.config import BLOCK_ROWS, architecture
-from lossbook.kernels.cross_entropy.triton.products import LinearSum
 
 
 @dataclass(frozen=True)

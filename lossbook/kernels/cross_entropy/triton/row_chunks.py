@@ -10,11 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from lossbook.kernels.cross_entropy.factors import Factors
+from lossbook.kernels.cross_entropy.linear_sum import LinearSum
 from lossbook.kernels.cross_entropy.problem import Gradients, Problem, put, take
 from lossbook.kernels.cross_entropy.tiles import spans
 from lossbook.kernels.cross_entropy.triton import config
 from lossbook.kernels.cross_entropy.triton.logits import LN_2, LOG2_E, capped, slope_of_cap
-from lossbook.kernels.cross_entropy.triton.products import LinearSum, add_product_, product
+from lossbook.kernels.cross_entropy.triton.products import add_product_, product
 
 
 @triton.jit
@@ -148,7 +149,9 @@ def loss_and_gradients(
         if need_bias:
             d_bias += g.sum(0, dtype=torch.float32)
         if linear is not None:
-            linear.add_gradients_(d_sum, chunk, Gradients(None if d_e is None else d_e[top:bottom], d_c, d_bias))
+            linear.backward_(d_sum, chunk, None if d_e is None else d_e[top:bottom])
+    if linear is not None:
+        linear.finish_(Gradients(None, d_c, d_bias))
     return loss, Gradients(
         put(d_e, rows, len(problem.e)),
         d_c.to(c.dtype) if need_c else None,
