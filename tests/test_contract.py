@@ -1,4 +1,4 @@
-"""The contract every loss and kernel keeps, checked for each ``Case`` of ``contract_cases.py``.
+"""The contract every loss and kernel keeps, checked for each ``Case`` in ``tests/contract``.
 
 To put a new loss under the contract, add one ``Case`` there; nothing here changes.
 """
@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from contract_cases import CASES, Case
+from contract import CASES, Case
 
 import lossbook.losses
 from lossbook.bench.methods import missing_compiler
@@ -93,7 +93,7 @@ def as_double(inputs):
 
 def test_every_loss_has_a_case():
     missing = set(lossbook.losses.__all__) - {case.name for case in CASES}
-    assert not missing, f"add a Case to tests/contract_cases.py for {sorted(missing)}"
+    assert not missing, f"add a Case in tests/contract for {sorted(missing)}"
 
 
 @every_case_and_option

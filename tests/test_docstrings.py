@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 import torch
-from contract_cases import CASES, DISPLAYS, Case, Display
+from contract import CASES, DISPLAYS, Case, Display
 
 import lossbook
 
@@ -165,7 +165,7 @@ def test_every_displayed_formula_is_listed():
         name for owner, name, thing in public_objects() if owner in STRICT and ".. math::" in (thing.__doc__ or "")
     }
     missing = shown - {display.documented.__name__ for display in ALL_DISPLAYS}
-    assert not missing, f"add a Case or a Display to tests/contract_cases.py for {sorted(missing)}"
+    assert not missing, f"add a Case or a Display in tests/contract for {sorted(missing)}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -175,7 +175,7 @@ def test_a_loss_displays_its_formula(case: Case):
 
 @every_display
 def test_displayed_formula_is_the_pinned_one(display: Display):
-    """A changed formula fails here until its naive implementation in ``contract_cases.py`` was changed as well."""
+    """A changed formula fails here until its naive implementation in ``tests/contract`` was changed as well."""
     assert displayed_formulas(inspect.getdoc(display.documented)) == display.displayed
 
 

@@ -3,7 +3,7 @@
 One file holds one family (``comp_sum.py``, ``contrastive.py``, ...) and lists its public names in ``__all__``.  This
 package re-exports all of them flat, so users write ``lossbook.losses.name`` and never the file: a loss can move
 between files without breaking anybody.  A new loss is therefore added in three places: its family file, the import
-and ``__all__`` below, and one ``Case`` in ``tests/contract_cases.py``, which puts it under the contract every loss
+and ``__all__`` below, and one ``Case`` in ``tests/contract/``, which puts it under the contract every loss
 keeps (reductions, dtypes, extreme logits, empty batches, error messages, and the formula its docstring displays).
 """
 
