@@ -14,7 +14,7 @@ from lossbook.data.errors import DataError
 from lossbook.data.texts import TextInfo, text, text_info, text_names
 
 if TYPE_CHECKING:
-    from lossbook.data.images import Digits, digits
+    from lossbook.data.digit_images import Digits, digits, two_digit_images
     from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
 
 __all__ = [
@@ -34,11 +34,13 @@ __all__ = [
     "text_info",
     "text_names",
     "token_blocks",
+    "two_digit_images",
 ]
 
 _LAZY = {
-    "Digits": "images",
-    "digits": "images",
+    "Digits": "digit_images",
+    "digits": "digit_images",
+    "two_digit_images": "digit_images",
     "LanguageModel": "models",
     "final_hidden": "models",
     "smollm2": "models",
