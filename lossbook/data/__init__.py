@@ -15,6 +15,7 @@ from lossbook.data.texts import TextInfo, text, text_info, text_names
 
 if TYPE_CHECKING:
     from lossbook.data.digit_images import Digits, digits, two_digit_images
+    from lossbook.data.mnist1d import Signals, mnist1d_samples
     from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "DataError",
     "Digits",
     "LanguageModel",
+    "Signals",
     "TextInfo",
     "cache_dir",
     "digits",
     "fetch",
     "final_hidden",
+    "mnist1d_samples",
     "smollm2",
     "smollm2_head",
     "status",
@@ -41,6 +44,8 @@ _LAZY = {
     "Digits": "digit_images",
     "digits": "digit_images",
     "two_digit_images": "digit_images",
+    "Signals": "mnist1d",
+    "mnist1d_samples": "mnist1d",
     "LanguageModel": "models",
     "final_hidden": "models",
     "smollm2": "models",
