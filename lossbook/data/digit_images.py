@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lossbook._validation import check_choice, check_integer, check_non_negative, check_positive
+from lossbook._validation import check_choice, check_integer, check_non_negative, check_number, check_positive
 
 SPLITS = ("train", "fit", "validation", "test")
 TEST_FRACTION = 0.25
@@ -111,6 +111,67 @@ def two_digit_images(split: str, n: int, *, seed: int) -> Digits:
     chosen = order[first[digit_of] + place]
     images = source.images[chosen]
     return Digits(torch.cat([images[:, 0], images[:, 1]], dim=2), labels, source.index[chosen])
+
+
+def noisy_digits(
+    n_train: int = 150, label_noise: float = 0.2, *, normalise: bool = True, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw a small training set of digits with wrong labels, and keep all other digits, labeled right, for testing.
+
+    The images are drawn at random from all 1,797 of :func:`digits`, none in both sets, so that the training set may be
+    of any size; this split is not the fixed one of :func:`digits`. A share of the training labels is drawn again,
+    uniformly from the ten classes: one in ten of these happens to be right. With the same ``seed`` the images are the
+    same at every ``label_noise``, and the labels redrawn at a small one are redrawn alike at a larger one.
+
+    Args:
+        n_train: Images to train on, 1 to 1796. Default 150.
+        label_noise: Share of training labels to redraw, in [0, 1], rounded to a whole number of labels. Default 0.2.
+        normalise: Shift and scale each pixel to mean 0 and standard deviation 1 over all 1,797 images, then divide by
+            8, the square root of the number of pixels, so that an image has a squared norm of about 1. Default True.
+            If False, gray values in [0, 1].
+        seed: Seed of the split and of the redrawn labels, ``>= 0``. Default 0. Global random states stay as they are.
+
+    Returns:
+        ``(X, Y, X_test, Y_test)``, float64, on the CPU: images of shape (n_train, 64) and (1797 - n_train, 64), and
+        one-hot labels of shape (n_train, 10) and (1797 - n_train, 10).
+
+    Raises:
+        TypeError: If ``n_train`` or ``seed`` is not an int, or ``label_noise`` is not a number.
+        ValueError: If ``n_train``, ``label_noise`` or ``seed`` is out of its range.
+
+    Examples:
+        >>> X, Y, X_test, Y_test = noisy_digits(150, 0.2, seed=1)
+        >>> X.shape, Y_test.shape
+        (torch.Size([150, 64]), torch.Size([1647, 10]))
+        >>> clean = noisy_digits(150, 0.0, seed=1)[1]
+        >>> int((Y != clean).any(1).sum())  # of 30 redrawn labels, some are drawn right
+        28
+
+    References:
+        The data of chapter 4 (:doc:`/notebooks/04_double_descent`).
+    """
+    source = digits()
+    check_integer("n_train", n_train)
+    if not 1 <= n_train < len(source):
+        raise ValueError(f"n_train must lie in [1, {len(source) - 1}], got {n_train}")
+    check_number("label_noise", label_noise)
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise must lie in [0, 1], got {label_noise!r}")
+    check_integer("seed", seed)
+    check_non_negative("seed", seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(source), generator=generator)
+    redrawn = torch.randint(10, (n_train,), generator=generator)
+    first = torch.randperm(n_train, generator=generator)[: round(label_noise * n_train)]
+
+    X = source.images.double().flatten(1)
+    if normalise:
+        # Some border pixels are blank in every image.
+        X = (X - X.mean(0)) / X.std(0, correction=0).clamp_min(1e-12) / X.shape[1] ** 0.5
+    labels = source.labels[order]
+    labels[first] = redrawn[first]
+    X, Y = X[order], torch.nn.functional.one_hot(labels, 10).double()
+    return X[:n_train], Y[:n_train], X[n_train:], Y[n_train:]
 
 
 @cache
