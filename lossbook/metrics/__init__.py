@@ -4,4 +4,33 @@ One file holds one family (``ranking.py``, ``calibration.py``, ...) and lists it
 package re-exports all of them flat.  Where scikit-learn has a metric, that is what is called.
 """
 
-__all__: list[str] = []
+from lossbook.metrics.collapse import nc1, nc2, nc3, nc4
+from lossbook.metrics.learning import peak_height
+from lossbook.metrics.ranking import (
+    AtomicMistakes,
+    atomic_mistakes,
+    auprc,
+    auprc_from_fpr,
+    auroc,
+    auroc_from_fpr,
+    best_f1,
+    fix_mistake,
+    mann_whitney_auc,
+)
+
+__all__ = [
+    "AtomicMistakes",
+    "atomic_mistakes",
+    "auprc",
+    "auprc_from_fpr",
+    "auroc",
+    "auroc_from_fpr",
+    "best_f1",
+    "fix_mistake",
+    "mann_whitney_auc",
+    "nc1",
+    "nc2",
+    "nc3",
+    "nc4",
+    "peak_height",
+]

@@ -12,13 +12,39 @@ from lossbook.kernels.sparse_attention.baselines import (
     window,
 )
 from lossbook.nn.attention import SparseDecodeAttention
+from lossbook.nn.random_features import (
+    RandomFeatures,
+    WidthSweepMLP,
+    condition_number,
+    descent_filter,
+    gd_readout,
+    preconditioned_gd_readout,
+)
+from lossbook.nn.ufm import (
+    UFMGeometry,
+    UnconstrainedFeatureModel,
+    collapse_threshold,
+    ufm_ce_margin,
+    ufm_mse_geometry,
+)
 
 __all__ = [
     "HeavyHitterState",
+    "RandomFeatures",
     "SparseDecodeAttention",
+    "UFMGeometry",
+    "UnconstrainedFeatureModel",
+    "WidthSweepMLP",
+    "collapse_threshold",
+    "condition_number",
+    "descent_filter",
+    "gd_readout",
     "heavy_hitter",
     "oracle",
+    "preconditioned_gd_readout",
     "quest",
     "random_channels",
+    "ufm_ce_margin",
+    "ufm_mse_geometry",
     "window",
 ]
