@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lossbook.chapter.figures import METHODS, PALETTE, color, style, use_style
     from lossbook.chapter.repeatability import limit_threads, seed_everything
     from lossbook.chapter.source import show_source
+    from lossbook.chapter.sweeps import sweep
     from lossbook.chapter.training import History, train
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "figures": ("METHODS", "PALETTE", "color", "style", "use_style"),
     "repeatability": ("limit_threads", "seed_everything"),
     "source": ("show_source",),
+    "sweeps": ("sweep",),
     "training": ("History", "train"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -43,6 +45,7 @@ __all__ = [
     "show_source",
     "static_mode",
     "style",
+    "sweep",
     "train",
     "use_style",
 ]
