@@ -14,22 +14,30 @@ from lossbook.data.errors import DataError
 from lossbook.data.texts import TextInfo, text, text_info, text_names
 
 if TYPE_CHECKING:
-    from lossbook.data.digit_images import Digits, digits, two_digit_images
+    from lossbook.data.digit_images import Digits, digits, noisy_digits, two_digit_images
     from lossbook.data.mnist1d import Signals, mnist1d_samples
     from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
+    from lossbook.data.sentences import SentenceEncoder, minilm
+    from lossbook.data.wordnet import WordNetLabels, wordnet_pairs, wordnet_retrieval, wordnet_xmc
+    from lossbook.data.synthetic import scores_at_auroc
 
 __all__ = [
     "AssetStatus",
     "DataError",
     "Digits",
     "LanguageModel",
+    "SentenceEncoder",
     "Signals",
     "TextInfo",
+    "WordNetLabels",
     "cache_dir",
     "digits",
     "fetch",
     "final_hidden",
+    "minilm",
     "mnist1d_samples",
+    "noisy_digits",
+    "scores_at_auroc",
     "smollm2",
     "smollm2_head",
     "status",
@@ -38,19 +46,30 @@ __all__ = [
     "text_names",
     "token_blocks",
     "two_digit_images",
+    "wordnet_pairs",
+    "wordnet_retrieval",
+    "wordnet_xmc",
 ]
 
 _LAZY = {
     "Digits": "digit_images",
     "digits": "digit_images",
+    "noisy_digits": "digit_images",
     "two_digit_images": "digit_images",
     "Signals": "mnist1d",
     "mnist1d_samples": "mnist1d",
     "LanguageModel": "models",
     "final_hidden": "models",
+    "scores_at_auroc": "synthetic",
     "smollm2": "models",
     "smollm2_head": "models",
     "token_blocks": "models",
+    "SentenceEncoder": "sentences",
+    "minilm": "sentences",
+    "WordNetLabels": "wordnet",
+    "wordnet_pairs": "wordnet",
+    "wordnet_retrieval": "wordnet",
+    "wordnet_xmc": "wordnet",
 }
 
 
