@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,46 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"path must hold a benchmark report, got {path}: {error}") from error
+
+
+def write_reports_of(kind: str, reports: Sequence[Any], path: str | os.PathLike[str]) -> Path:
+    """Write the reports of one benchmark on one device as one JSON file: a complete file or none, never half of one.
+
+    Args:
+        kind: Name of the benchmark.
+        reports: At least one; data classes with an ``environment``.
+        path: File to write; an existing directory means ``<kind>-<device>.json`` in it.
+
+    Returns:
+        The file written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= f"{kind}-{slug(reports[0].environment)}.json"
+    return write_json({"benchmark": kind, "reports": [asdict(report) for report in reports]}, path)
+
+
+def read_reports_of(kind: str, path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read what :func:`write_reports_of` wrote.
+
+    Args:
+        kind: Name of the benchmark.
+        path: File to read.
+
+    Returns:
+        The reports, as JSON holds them.
+
+    Raises:
+        ValueError: If the file is something else, or of another benchmark.
+    """
+    content = read_json(path)
+    if (
+        not isinstance(content, dict)
+        or content.get("benchmark") != kind
+        or not isinstance(content.get("reports"), list)
+    ):
+        raise ValueError(f"path must hold a report of 'lossbook bench {kind}', got {path}")
+    return found["reports"]
 
 
 def slug(environment: Mapping[str, Any]) -> str:

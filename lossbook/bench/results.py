@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossbook.bench.environment import device_text
-from lossbook.bench.files import read_json, slug, write_json
+from lossbook.bench.files import read_reports_of, slug, write_reports_of
 from lossbook.bench.roofline import EXACT_PRODUCTS, filtered_products
 
 if TYPE_CHECKING:
@@ -349,10 +349,7 @@ def write_reports(reports: Sequence[CCEReport], path: str | os.PathLike[str]) ->
     Returns:
         The file written.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= reports[0].file_name
-    return write_json({"benchmark": _KIND, "reports": [asdict(report) for report in reports]}, path)
+    return write_reports_of(_KIND, reports, path)
 
 
 def read_reports(path: str | os.PathLike[str]) -> list[CCEReport]:
@@ -367,10 +364,7 @@ def read_reports(path: str | os.PathLike[str]) -> list[CCEReport]:
     Raises:
         ValueError: If the file is something else.
     """
-    content = read_json(path)
     try:
-        if content["benchmark"] != _KIND:
-            raise ValueError(f"its benchmark is {content['benchmark']!r}")
-        return [CCEReport.from_dict(report) for report in content["reports"]]
-    except (KeyError, TypeError, ValueError) as error:
+        return [CCEReport.from_dict(report) for report in read_reports_of(_KIND, path)]
+    except ValueError as error:
         raise ValueError(f"path must hold a benchmark report, got {path}: {error}") from error

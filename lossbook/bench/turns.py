@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from lossbook.bench.environment import describe
 from lossbook.bench.methods import METHODS
-from lossbook.bench.process import BenchmarkError, OutOfTimeError
+from lossbook.bench.restarts import collect
 from lossbook.bench.results import CCEReport, CCERow
-from lossbook.bench.stream import stream
 
 _WORKER = "lossbook.bench.side_by_side"
 
@@ -27,8 +25,7 @@ def reports_in_turns(
 ) -> Iterator[CCEReport]:
     """Measure the methods in turns in one process, one report for each density.
 
-    A method that ends the process gets a row with the reason, and the others start again without it.  When the time is
-    up, a last report with ``complete`` false among its data holds what was measured until then.
+    As by :func:`lossbook.bench.restarts.collect`; a report that is not complete says so among its data.
 
     Args:
         settings: As for :func:`lossbook.bench.side_by_side.records`, without methods and densities.
@@ -38,53 +35,42 @@ def reports_in_turns(
         environment: Further environment variables of the process.
         on_method: Called with a method's name whenever it starts.
 
-    Yields:
+    Returns:
         The reports, as they are done.
 
     Raises:
         OutOfTimeError: When the time is up, after the last report.
         BenchmarkError: If the process fails for a reason that no method is to blame for.
     """
-    deadline = time.monotonic() + timeout
-    lost: dict[str, str] = {}
-    left = list(densities)
-    while left:
-        table = _Table(settings, methods, dict(lost))
-        spec = settings | {"methods": [name for name in methods if name not in lost], "densities": left}
-        try:
-            for record in stream(
-                _WORKER,
-                spec,
-                timeout=deadline - time.monotonic(),
-                threads=settings["threads"],
-                environment=environment,
-            ):
-                table.add(record)
-                if "begin" in record and on_method is not None:
-                    on_method(record["begin"])
-                if record.get("done"):
-                    left = left[1:]
-                    yield table.report(complete=True)
-                    table.facts = table.begun = None
-        except OutOfTimeError as error:
-            if table.facts is not None:
-                yield table.report(complete=False, unmeasured=f"not measured: {error}")
-            raise
-        except BenchmarkError as error:
-            if table.begun is None:
-                raise
-            lost[table.begun] = str(error).splitlines()[0]
+    return collect(
+        _WORKER,
+        lambda names, left: settings | {"methods": names, "densities": left},
+        lambda lost: _Table(settings, methods, lost),
+        methods,
+        densities,
+        timeout=timeout,
+        threads=settings["threads"],
+        environment=environment,
+        on_method=on_method,
+    )
 
 
 class _Table:
     """What is known about the density being measured."""
 
-    def __init__(self, settings: dict[str, Any], methods: list[str], lost: dict[str, str]) -> None:
+    def __init__(self, settings: dict[str, Any], methods: list[str], lost: Mapping[str, str]) -> None:
         self._settings, self._methods, self._lost = settings, methods, lost
         self._environment: dict[str, Any] = {}
         self._ceiling = float("nan")
         self._density: float | None = None
         self._answers: dict[str, dict[str, Any]] = {}
+        self.close()
+
+    @property
+    def opened(self) -> bool:
+        return self.facts is not None
+
+    def close(self) -> None:
         self.facts: dict[str, Any] | None = None
         self.begun: str | None = None
 

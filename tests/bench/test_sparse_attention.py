@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lossbook import bench
-from lossbook.bench import measure, report, sparse_attention
+from lossbook.bench import measure, report, restarts, sparse_attention
 from lossbook.bench.process import BenchmarkError, OutOfTimeError
 from lossbook.bench.sparse_attention import decode_reports, sparse_attention_reports, worker
 from lossbook.bench.sparse_attention.cases import DECODE_METHODS, DECODE_SHAPES, DecodeShape, Sparsity
@@ -46,7 +46,7 @@ def answers(monkeypatch):
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(sparse_attention, "stream", stream)
+        monkeypatch.setattr(restarts, "stream", stream)
 
     return use
 

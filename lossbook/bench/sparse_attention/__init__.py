@@ -6,17 +6,15 @@ whole and stage by stage, and two baselines.  All methods take turns in one proc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from lossbook.bench.environment import describe, require_device
-from lossbook.bench.process import BenchmarkError, OutOfTimeError
+from lossbook.bench.restarts import collect
 from lossbook.bench.sparse_attention.cases import DECODE_METHODS, DECODE_SHAPES, DecodeShape
 from lossbook.bench.sparse_attention.results import DecodeRow, SparseAttentionReport
-from lossbook.bench.stream import stream
 
 _WORKER = "lossbook.bench.sparse_attention.worker"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -89,10 +87,7 @@ def decode_reports(
     environment: Mapping[str, str] | None = None,
     on_method: Callable[[str], None] | None = None,
 ) -> Iterator[SparseAttentionReport]:
-    """Collect what the worker measures, whatever happens to its process.
-
-    A method that ends the process gets a row with the reason, and the shape starts again without it.  When the time is
-    up, a last report that is not complete holds what was measured until then.
+    """Collect what the worker measures, whatever happens to its process: see :func:`lossbook.bench.restarts.collect`.
 
     Args:
         settings: As for :func:`lossbook.bench.sparse_attention.worker.records`, without shapes and methods.
@@ -102,52 +97,43 @@ def decode_reports(
         environment: Further environment variables of the process.
         on_method: Called with a method's name whenever it starts.
 
-    Yields:
+    Returns:
         The reports, as they are done.
 
     Raises:
         OutOfTimeError: When the time is up, after the last report.
         BenchmarkError: If the process fails for a reason that no method is to blame for.
     """
-    deadline = time.monotonic() + timeout
-    left = dict(shapes)
-    lost: dict[str, str] = {}
-    while left:
-        collector = _Collector(settings, methods, shapes, lost)
-        spec = settings | {
-            "shapes": {name: asdict(shape) for name, shape in left.items()},
-            "methods": [name for name in methods if name not in lost],
-        }
-        seconds = deadline - time.monotonic()
-        try:
-            for record in stream(_WORKER, spec, timeout=seconds, threads=settings["threads"], environment=environment):
-                collector.add(record)
-                if "begin" in record and on_method is not None:
-                    on_method(record["begin"])
-                if record.get("done"):
-                    del left[record["shape"]]
-                    yield collector.report(complete=True)
-                    collector.shape = collector.begun = None
-        except OutOfTimeError as error:
-            if collector.shape is not None:
-                yield collector.report(complete=False, unmeasured=f"not measured: {error}")
-            raise
-        except BenchmarkError as error:
-            if collector.begun is None:
-                raise
-            lost[collector.begun] = str(error).splitlines()[0]
+    return collect(
+        _WORKER,
+        lambda names, left: settings | {"methods": names, "shapes": {name: asdict(shapes[name]) for name in left}},
+        lambda lost: _Collector(settings, methods, shapes, lost),
+        methods,
+        list(shapes),
+        timeout=timeout,
+        threads=settings["threads"],
+        environment=environment,
+        on_method=on_method,
+    )
 
 
 class _Collector:
     """What is known about the shape being measured."""
 
     def __init__(
-        self, settings: dict[str, Any], methods: list[str], shapes: Mapping[str, DecodeShape], lost: dict[str, str]
+        self, settings: dict[str, Any], methods: list[str], shapes: Mapping[str, DecodeShape], lost: Mapping[str, str]
     ) -> None:
-        self._settings, self._methods, self._shapes, self._lost = settings, methods, shapes, dict(lost)
+        self._settings, self._methods, self._shapes, self._lost = settings, methods, shapes, lost
         self._environment: dict[str, Any] = {}
         self._bandwidth = float("nan")
         self._answers: dict[str, dict[str, Any]] = {}
+        self.close()
+
+    @property
+    def opened(self) -> bool:
+        return self.shape is not None
+
+    def close(self) -> None:
         self.shape: str | None = None
         self.begun: str | None = None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossbook.bench.environment import device_text
-from lossbook.bench.files import read_json, slug, write_json
+from lossbook.bench.files import read_reports_of, slug, write_reports_of
 from lossbook.bench.sparse_attention.cases import DECODE_METHODS, DecodeShape
 
 if TYPE_CHECKING:
@@ -239,10 +239,7 @@ def write_sparse_reports(reports: Sequence[SparseAttentionReport], path: str | o
     Returns:
         The file written.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= f"{KIND}-{slug(reports[0].environment)}.json"
-    return write_json({"benchmark": KIND, "reports": [asdict(report) for report in reports]}, path)
+    return write_reports_of(KIND, reports, path)
 
 
 def read_sparse_reports(path: str | os.PathLike[str]) -> list[SparseAttentionReport]:
@@ -257,7 +254,4 @@ def read_sparse_reports(path: str | os.PathLike[str]) -> list[SparseAttentionRep
     Raises:
         ValueError: If the file is something else.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("benchmark") != KIND:
-        raise ValueError(f"path must hold a report of 'lossbook bench {KIND}', got {path}")
-    return [SparseAttentionReport.from_dict(report) for report in content["reports"]]
+    return [SparseAttentionReport.from_dict(report) for report in read_reports_of(KIND, path)]
