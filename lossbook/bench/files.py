@@ -80,11 +80,8 @@ def read_reports_of(kind: str, path: str | os.PathLike[str]) -> list[dict[str, A
         ValueError: If the file is something else, or of another benchmark.
     """
     content = read_json(path)
-    if (
-        not isinstance(content, dict)
-        or content.get("benchmark") != kind
-        or not isinstance(content.get("reports"), list)
-    ):
+    found = content if isinstance(content, dict) else {}
+    if found.get("benchmark") != kind or not isinstance(found.get("reports"), list):
         raise ValueError(f"path must hold a report of 'lossbook bench {kind}', got {path}")
     return found["reports"]
 

@@ -87,8 +87,10 @@ def test_random_channels_use_no_global_generator(generator):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("page", "budget"), [(3, 6), (3, 8), (5, 5), (16, 16)])
-def test_quest_ranks_pages_by_their_bound(page, budget, generator):
+@pytest.mark.parametrize(
+    ("page", "budget", "recent"), [(3, 6, 0), (3, 8, 1), (5, 5, 0), (5, 5, 1), (2, 6, 2), (16, 16, 1)]
+)
+def test_quest_ranks_pages_by_their_bound(page, budget, recent, generator):
     q, k, _ = tensors(generator, group=3)
     q[:, 0] = 0
     q[:, 1, :4] = 0
@@ -101,9 +103,10 @@ def test_quest_ranks_pages_by_their_bound(page, budget, generator):
                 sum(max(float(x * keys[p, c].min()), float(x * keys[p, c].max())) for c, x in enumerate(query))
                 for p in pages
             ]
-            best = sorted(range(len(pages)), key=lambda i: (-bound[i], i))[: budget // page]
+            last = len(pages) - recent
+            best = sorted(range(len(pages)), key=lambda i: (i < last, -bound[i], i))[: budget // page]
             expected.append([token for i in sorted(best) for token in pages[i]])
-    result = quest(q, poison(k, LENGTHS), budget=budget, lengths=LENGTHS, page=page)
+    result = quest(q, poison(k, LENGTHS), budget=budget, lengths=LENGTHS, page=page, recent_pages=recent)
     assert chosen(result) == expected
     assert result[0].shape == (2, 6, budget)
 
@@ -114,6 +117,8 @@ def test_quest_needs_a_page(generator):
         quest(q, k, budget=15)
     with pytest.raises(ValueError, match="page must be > 0, got 0"):
         quest(q, k, budget=15, page=0)
+    with pytest.raises(ValueError, match=r"recent_pages must lie in \[0, budget // page\] = \[0, 2\], got 3"):
+        quest(q, k, budget=15, page=7, recent_pages=3)
 
 
 def naive_heavy_hitter(q, k, prompt, budget, recent, steps):

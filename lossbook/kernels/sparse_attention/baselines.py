@@ -138,7 +138,15 @@ def random_channels(
 
 
 @torch.no_grad()
-def quest(q: Tensor, k: Tensor, *, budget: int, lengths: Tensor | None = None, page: int = 16) -> tuple[Tensor, Tensor]:
+def quest(
+    q: Tensor,
+    k: Tensor,
+    *,
+    budget: int,
+    lengths: Tensor | None = None,
+    page: int = 16,
+    recent_pages: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Whole pages of tokens, ranked by a bound on the scores in them.
 
     Of every page the least and the largest key are known for each channel; no token of it can score higher than the sum
@@ -150,13 +158,15 @@ def quest(q: Tensor, k: Tensor, *, budget: int, lengths: Tensor | None = None, p
         budget: Tokens to choose, ``>= page``; rounded down to whole pages. The last page of a request may be short.
         lengths: Tokens of each request, int32 or int64, shape ``(B,)``, in ``[1, S]``. Default: ``S``.
         page: Tokens of a page. Default 16.
+        recent_pages: Pages at the end that are always chosen, within the budget; with 1 a query sees its own token.
+            Default 0.
 
     Returns:
         Ascending indices with -1 behind them, int32, shape ``(B, Hq, budget)``, and their number, ``(B, Hq)``.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
-        ValueError: If a shape or value does not fit, or ``budget`` is less than a page.
+        ValueError: If a shape or value does not fit, or ``budget`` is less than a page or less than the recent pages.
 
     Examples:
         >>> k = torch.tensor([[1.0, 0.0], [0.0, 5.0], [2.0, 2.0], [2.0, 2.0]])[None, None]
@@ -173,6 +183,9 @@ def quest(q: Tensor, k: Tensor, *, budget: int, lengths: Tensor | None = None, p
     check_selection(budget, 0, 0)
     if budget < page:
         raise ValueError(f"budget must be >= page = {page}, got {budget}")
+    check_integer("recent_pages", recent_pages)
+    if not 0 <= recent_pages <= budget // page:
+        raise ValueError(f"recent_pages must lie in [0, budget // page] = [0, {budget // page}], got {recent_pages}")
     batch, _, tokens, _ = k.shape
     lengths = check_lengths(lengths, batch, tokens, k.device)
 
@@ -186,7 +199,7 @@ def quest(q: Tensor, k: Tensor, *, budget: int, lengths: Tensor | None = None, p
     used = -(-lengths // page)
     # The bounds of pages without tokens are infinite, and a zero of the query makes them NaN; they are not looked at.
     bound = _by_group(positive, high, k) + _by_group(negative, low, k)
-    chosen, _ = select_tokens(bound.flatten(1, 2), budget // page, used)
+    chosen, _ = select_tokens(bound.flatten(1, 2), budget // page, used, recent=recent_pages)
 
     index = chosen.long()[..., None] * page + torch.arange(page, device=k.device)
     listed = ((chosen[..., None] >= 0) & (index < lengths[:, None, None, None])).flatten(2)
