@@ -12,6 +12,8 @@ from lossbook.kernels.sparse_attention.baselines import (
     window,
 )
 from lossbook.nn.attention import SparseDecodeAttention
+from lossbook.nn.calibration import TemperatureCalibrator, transformed_features
+from lossbook.nn.ensemble import Ensemble, ensemble_batches
 from lossbook.nn.random_features import (
     RandomFeatures,
     WidthSweepMLP,
@@ -29,21 +31,25 @@ from lossbook.nn.ufm import (
 )
 
 __all__ = [
+    "Ensemble",
     "HeavyHitterState",
     "RandomFeatures",
     "SparseDecodeAttention",
+    "TemperatureCalibrator",
     "UFMGeometry",
     "UnconstrainedFeatureModel",
     "WidthSweepMLP",
     "collapse_threshold",
     "condition_number",
     "descent_filter",
+    "ensemble_batches",
     "gd_readout",
     "heavy_hitter",
     "oracle",
     "preconditioned_gd_readout",
     "quest",
     "random_channels",
+    "transformed_features",
     "ufm_ce_margin",
     "ufm_mse_geometry",
     "window",
