@@ -7,4 +7,8 @@ and ``__all__`` below, and one ``Case`` in ``tests/contract/``, which puts it un
 keeps (reductions, dtypes, extreme logits, empty batches, error messages, and the formula its docstring displays).
 """
 
-__all__: list[str] = []
+from lossbook.losses.calibration import correctness_aware_loss
+
+__all__ = [
+    "correctness_aware_loss",
+]

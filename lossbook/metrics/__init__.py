@@ -4,6 +4,12 @@ One file holds one family (``ranking.py``, ``calibration.py``, ...) and lists it
 package re-exports all of them flat.  Where scikit-learn has a metric, that is what is called.
 """
 
+from lossbook.metrics.calibration import (
+    brier_confidence,
+    expected_calibration_error,
+    ks_calibration_error,
+    narrowly_wrong,
+)
 from lossbook.metrics.collapse import nc1, nc2, nc3, nc4
 from lossbook.metrics.learning import peak_height
 from lossbook.metrics.ranking import (
@@ -26,8 +32,12 @@ __all__ = [
     "auroc",
     "auroc_from_fpr",
     "best_f1",
+    "brier_confidence",
+    "expected_calibration_error",
     "fix_mistake",
+    "ks_calibration_error",
     "mann_whitney_auc",
+    "narrowly_wrong",
     "nc1",
     "nc2",
     "nc3",
