@@ -13,12 +13,14 @@ from lossbook.cli_common import INTERRUPTED, USAGE, CommandError, err, out
 
 
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="What to fetch; default: all.", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="What to fetch; default: all that chapters need.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch again even what is whole.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List what can be fetched and what is present.")] = False,
 ) -> None:
     """Fetch the models that chapters need into the cache, checked and put in place at once."""
-    from lossbook.data.assets import ASSETS
+    from lossbook.data.assets import ASSETS, expand
 
     chosen = names or ["all"]
     unknown = [name for name in chosen if name not in (*ASSETS, "all")]
@@ -28,7 +30,7 @@ def fetch(
     if show:
         _list()
         return
-    for name in ASSETS if "all" in chosen else dict.fromkeys(chosen):
+    for name in expand(chosen):
         _fetch_one(name, force)
 
 

@@ -214,7 +214,9 @@ def _data() -> Iterator[Check]:
         if entry.state == "ok":
             yield Check(name, OK, f"{entry.bytes / 1e6:,.1f} MB in {entry.path}, checksums match")
         else:
-            state = absent if entry.state == "missing" else FAIL
+            state = FAIL
+            if entry.state == "missing":
+                state = WARN if entry.optional else absent
             yield Check(name, state, f"{entry.state}: {entry.detail}", entry.fix)
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lossbook.data.mnist1d import Signals, mnist1d_samples
     from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
     from lossbook.data.sentences import SentenceEncoder, minilm
-    from lossbook.data.wordnet import WordNetLabels, wordnet_pairs, wordnet_retrieval, wordnet_xmc
     from lossbook.data.synthetic import scores_at_auroc
+    from lossbook.data.wordnet import WordNetLabels, wordnet_pairs, wordnet_retrieval, wordnet_xmc
 
 __all__ = [
     "AssetStatus",

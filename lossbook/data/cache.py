@@ -160,10 +160,10 @@ def locked(cache: Path, name: str, mend: str) -> Iterator[None]:
 
 
 @contextmanager
-def staged(cache: Path, name: str, mend: str, keep: str = "*.whl") -> Iterator[Path]:
+def staged(cache: Path, name: str, mend: str, keep: tuple[str, ...] = (".whl", ".tgz")) -> Iterator[Path]:
     """Yield an empty folder beside ``<cache>/<name>`` and rename it there when the block ends without an error.
 
-    What a killed process left is removed first, except files matching ``keep``: a complete download is worth
+    What a killed process left is removed first, except files with an ending in ``keep``: a complete download is worth
     re-using, and its checksum is compared by whoever uses it. After an error nothing is left behind.
     """
     stage, target, old = stage_path(cache, name), cache / name, cache / f".{name}.old"
@@ -171,7 +171,7 @@ def staged(cache: Path, name: str, mend: str, keep: str = "*.whl") -> Iterator[P
         _restore(old, target)
         stage.mkdir(exist_ok=True)
         for leftover in stage.iterdir():
-            if not leftover.match(keep):
+            if leftover.suffix not in keep:
                 remove(leftover)
         try:
             yield stage

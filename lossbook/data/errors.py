@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DataError(RuntimeError):
     """A data set or model is missing, damaged or cannot be fetched.
@@ -25,3 +27,11 @@ class DataError(RuntimeError):
     def __reduce__(self):
         # RuntimeError would be rebuilt from the joined message alone, which has one argument too few.
         return type(self), (self.problem, self.mend)
+
+
+def shipped_mend(folder: Path) -> str:
+    """Return the command that restores a folder of files shipped with the package, in a checkout or an installation."""
+    root = folder.parents[2]
+    if (root / ".git").exists():
+        return f"git -C {root} checkout -- {folder.relative_to(root).as_posix()}"
+    return "pip install --force-reinstall --no-deps lossbook"

