@@ -53,6 +53,10 @@ METHODS: dict[str, LineStyle] = {
     "Quest": _look("green", "s", "-."),
     "heavy hitters": _look("orange", "^", "--"),
     "oracle": _look("black", "*", "--"),
+    "AUROC": _look("blue", "o"),
+    "AUPRC": _look("vermilion", "s", "--"),
+    "high prevalence": _look("orange", "^"),
+    "low prevalence": _look("purple", "v", "--"),
 }
 
 
