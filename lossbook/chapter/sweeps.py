@@ -123,6 +123,8 @@ def _process() -> tuple[str, int]:
 
 
 def _farewell(label: str, finished: int, total: int, folder: str | os.PathLike[str] | None) -> str:
+    if not finished:
+        return f"{label}: interrupted before the first of {total} configurations was finished"
     head = f"{label}: interrupted after {finished} of {total} configurations; "
     if folder:
         return f"{head}their results are kept in {os.fspath(folder)}, and the same call continues from there"

@@ -76,6 +76,29 @@ def test_failure_is_kept_and_leaves_the_chapter_alone(book, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+BUSY = """
+import time, joblib
+
+def work():
+    start = time.process_time()
+    while time.process_time() - start < 2:
+        pass
+
+joblib.Parallel(n_jobs=2)(joblib.delayed(work)() for _ in range(2))
+"""
+
+
+@pytest.mark.notebook
+def test_processes_that_a_chapter_starts_count(book, tmp_path):
+    """As those of a sweep do: the published seconds are what the work costs, on however many cores."""
+    notebook = nbformat.read(book.notebook, as_version=4)
+    notebook.cells = [notebook.cells[1], new_code_cell(BUSY)]
+    nbformat.write(notebook, book.notebook)
+    result = execute.execute(book, out=tmp_path / "runs")
+    assert result.failed is None
+    assert result.cpu_seconds > 2 * 2
+
+
 def test_planned_chapter_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "notebooks_dir", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"chapter 18 .* is planned but not written yet"):

@@ -153,13 +153,17 @@ def test_interrupted_sweep_continues_where_it_stopped(tmp_path):
     assert {path.suffix for path in cache.iterdir()} == {".pickle"}, "no partial file is left"
 
 
-def test_interruption_without_a_cache_says_what_is_lost():
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [(1, "after 1 of 4 configurations; no result is kept"), (0, "before the first of 4 configurations was finished")],
+)
+def test_interruption_without_a_cache_says_what_is_lost(last, message):
     def run(seed):
-        if seed == 1:
+        if seed == last:
             raise KeyboardInterrupt
         return seed
 
-    with pytest.raises(KeyboardInterrupt, match="sweep: interrupted after 1 of 4 configurations; no result is kept"):
+    with pytest.raises(KeyboardInterrupt, match=f"sweep: interrupted {message}"):
         sweep(run, SEEDS)
 
 
