@@ -8,7 +8,23 @@ keeps (reductions, dtypes, extreme logits, empty batches, error messages, and th
 """
 
 from lossbook.losses.calibration import correctness_aware_loss
+from lossbook.losses.comp_sum import (
+    adversarial_comp_sum_loss,
+    class_margins,
+    comp_sum_loss,
+    comp_sum_rho_margin_loss,
+)
+from lossbook.losses.robust import ALDRKLLoss, aldr_kl_lambda, aldr_kl_loss, ldr_kl_loss, normalize_scores
 
 __all__ = [
+    "ALDRKLLoss",
+    "adversarial_comp_sum_loss",
+    "aldr_kl_lambda",
+    "aldr_kl_loss",
+    "class_margins",
+    "comp_sum_loss",
+    "comp_sum_rho_margin_loss",
     "correctness_aware_loss",
+    "ldr_kl_loss",
+    "normalize_scores",
 ]
