@@ -81,13 +81,13 @@ class Ensemble(nn.Module):
                     f"inputs[{place}] must have shape (B, ...) = ({self._size}, ...), got {tuple(value.shape)}; "
                     "pass shared=True to give all members the same input"
                 )
-        state = _tensors(self.stacked)
-        call = vmap(
-            lambda tensors, *values: functional_call(self.stacked, tensors, values),
-            in_dims=(0, *((None if shared else 0) for _ in inputs)),
-            randomness="different",
-        )
-        return call(state, *inputs)
+        if shared:
+            inputs = tuple(value.expand(self._size, *value.shape) for value in inputs)
+
+        def alone(tensors: dict[str, Tensor], *values: Tensor) -> Any:
+            return functional_call(self.stacked, tensors, values)
+
+        return vmap(alone, randomness="different")(_tensors(self.stacked), *inputs)
 
     def member(self, index: int) -> nn.Module:
         """A model of its own with one member's parameters and buffers.
