@@ -16,6 +16,7 @@ import yaml
 
 from lossbook.chapter import catalog
 from lossbook.chapter.execute import rewrite
+from lossbook.site.pages import opener
 
 TEMPLATE = Path(__file__).parent / "template"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ def create(info: catalog.ChapterInfo, *, title: str = "", root: Path = REPOSITOR
     claims.write_text(_filled("claims.yaml", info, title), encoding="utf-8")
     nbformat.write(notebook_of(info, title), notebook)
     toc = root / "_toc.yml"
-    toc.write_text(listed(toc.read_text(encoding="utf-8"), info), encoding="utf-8")
+    toc.write_text(listed(toc.read_text(encoding="utf-8"), info, root), encoding="utf-8")
     return [notebook, claims, toc, *_retitled(info, title, root)]
 
 
@@ -108,12 +109,13 @@ def notebook_of(info: catalog.ChapterInfo, title: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def listed(toc: str, info: catalog.ChapterInfo) -> str:
+def listed(toc: str, info: catalog.ChapterInfo, root: Path = REPOSITORY) -> str:
     """Add a chapter to the table of contents, in its part and in order.
 
     Args:
         toc: Text of ``_toc.yml``; comments and layout are kept.
         info: The chapter.
+        root: The checkout; if it holds a page that opens the part, the part's first chapter brings it along.
 
     Returns:
         The new text.
@@ -122,10 +124,12 @@ def listed(toc: str, info: catalog.ChapterInfo) -> str:
     lines = toc.rstrip("\n").split("\n")
     if entry in lines:
         return toc
-    caption = part_caption(catalog.parts()[info.part - 1])
+    part = catalog.parts()[info.part - 1]
+    caption = part_caption(part)
     heads = [line for line in lines if line.strip() == f'- caption: "{caption}"']
     if not heads:
-        new = [f'  - caption: "{caption}"', "    numbered: 2", "    chapters:", entry]
+        first = [f"      - file: {document}", "        title: Overview"] if (document := opener(part, root)) else []
+        new = [f'  - caption: "{caption}"', "    numbered: 2", "    chapters:", *first, entry]
         position = _place_for_part(lines, info.part)
         return "\n".join([*lines[:position], *new, *lines[position:]]) + "\n"
     position = lines.index(heads[0]) + 1

@@ -5,6 +5,10 @@ Each function returns MyST Markdown.  No number on those pages is typed by hand.
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -15,19 +19,59 @@ from lossbook.chapter.scoreboard import scoreboard
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results"
+API = ROOT / "book" / "api.md"
+_NAMES_SHOWN = 5  # of a chapter, in the table that opens its part
 
 
 def contents() -> str:
     """The plan of the book: every part with its chapters, linked if written, and the papers behind them."""
     lines = []
     for part in catalog.parts():
-        lines += [f"**Part {part.roman}: {part.title}**", ""]
+        title = f"Part {part.roman}: {_escape(part.title)}"
+        opened = opener(part) if any(chapter.written for chapter in part.chapters) else None
+        lines += [f"**{{doc}}`{title} </{opened}>`**" if opened else f"**{title}**", ""]
         for chapter in part.chapters:
             title = _escape(chapter.title)
             link = f"{{doc}}`{title} </notebooks/{chapter.slug}>`" if chapter.written else f"{title} (planned)"
             lines.append(f"{chapter.number}. {link}\\\n   {_paper(chapter.paper)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def opener(part: catalog.Part, root: Path = ROOT) -> str | None:
+    """The page that opens a part, listed before its chapters, or None if nobody has written it.
+
+    Args:
+        part: The part.
+        root: The checkout.
+
+    Returns:
+        The document, without its ending.
+    """
+    document = f"book/parts/{part.slug}"
+    return document if (root / f"{document}.md").is_file() else None
+
+
+def part(slug: str) -> str:
+    """The chapters of a part: what each asks, what it adds to the package, and how long its published run took.
+
+    Args:
+        slug: The part's name in the plan of the book.
+
+    Returns:
+        A table with one row for each chapter, planned ones included.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    parts = {part.slug: part for part in catalog.parts()}
+    if slug not in parts:
+        raise ValueError(f"slug must be one of {', '.join(parts)}, got {slug!r}")
+    rows = []
+    for chapter in parts[slug].chapters:
+        seconds = _run(chapter).get("cpu_seconds") if chapter.written else None
+        rows.append(f"| {_link(chapter)} | {_imports(chapter)} | {'–' if seconds is None else f'{seconds:.0f}'} |")
+    return "| Chapter | You can import | CPU seconds |\n|---|---|---:|\n" + "\n".join(rows)
 
 
 def totals() -> str:
@@ -83,15 +127,46 @@ def decode_floors() -> str:
 def sources() -> list[Path]:
     """Every file the generated pages are made from."""
     notebooks = [chapter.notebook for chapter in catalog.chapters() if chapter.written]
-    return [*notebooks, *sorted((ROOT / "lossbook" / "chapter").glob("**/*.yaml")), *sorted(RESULTS.glob("*.json"))]
+    plans = sorted((ROOT / "lossbook" / "chapter").glob("**/*.yaml"))
+    return [*notebooks, *plans, *sorted(RESULTS.glob("*.json")), API]
+
+
+def _run(chapter: catalog.ChapterInfo) -> dict:
+    """What the notebook of a written chapter says of the run that made its outputs."""
+    return nbformat.read(chapter.notebook, as_version=4).metadata.get("lossbook", {})
 
 
 def _run_row(chapter: catalog.ChapterInfo) -> str:
-    run = nbformat.read(chapter.notebook, as_version=4).metadata.get("lossbook", {})
+    run = _run(chapter)
     versions = ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items() if name != "lossbook")
     seconds = " | ".join(f"{run[key]:.0f}" if key in run else "–" for key in ("cpu_seconds", "wall_seconds"))
-    link = f"{{doc}}`{chapter.number}. {_escape(chapter.title)} </notebooks/{chapter.slug}>`"
-    return f"| {link} | {run.get('profile', '–')} | {seconds} | {versions or '–'} |"
+    return f"| {_link(chapter)} | {run.get('profile', '–')} | {seconds} | {versions or '–'} |"
+
+
+def _link(chapter: catalog.ChapterInfo) -> str:
+    """Number and title, linked if the chapter can be read."""
+    title = f"{chapter.number}. {_escape(chapter.title)}"
+    return f"{{doc}}`{title} </notebooks/{chapter.slug}>`" if chapter.written else f"{title} (planned)"
+
+
+def _imports(chapter: catalog.ChapterInfo) -> str:
+    """The first public names, in the order of the API page, whose documentation refers to a chapter."""
+    mark = f":doc:`/notebooks/{chapter.slug}`"
+    found = [name for name, thing in _public_names() if mark in (inspect.getdoc(thing) or "")]
+    shown = ", ".join(f"{{py:obj}}`~{name}`" for name in found[:_NAMES_SHOWN])
+    rest = len(found) - _NAMES_SHOWN
+    return f"{shown} and {rest} {{doc}}`more </book/api>`" if rest > 0 else shown or "–"
+
+
+def _public_names() -> Iterator[tuple[str, object]]:
+    """Every name that the API page lists, with what it stands for."""
+    module, listing = "", False
+    for line in API.read_text(encoding="utf-8").splitlines():
+        if line.startswith(".. "):
+            listing = line.startswith(".. autosummary::")
+            module = line.removeprefix(".. currentmodule:: ") if ".. currentmodule:: " in line else module
+        elif listing and re.fullmatch(r"   \w+", line):
+            yield f"{module}.{line.strip()}", getattr(importlib.import_module(module), line.strip())
 
 
 def _paper(paper: catalog.Paper) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -24,27 +25,32 @@ from lossbook.bench import floors_table
 from lossbook.site import pages
 
 _CHAPTER = re.compile(r"^notebooks/(\d\d)_")
+_OPENER = re.compile(r"^book/parts/")
 
 
 class _Generated(SphinxDirective):
     """Inserts generated Markdown into the page that names the directive."""
 
-    make: ClassVar[Callable[[], str]]
+    make: ClassVar[Callable[..., str]]
 
     def run(self) -> list[nodes.Node]:
         for path in [*pages.sources(), *sorted((pages.ROOT / "lossbook" / "bench").glob("**/*.py"))]:
             self.env.note_dependency(str(path))
         box = nodes.container(classes=["lossbook-table"])
-        self.state.nested_parse(StringList(type(self).make().splitlines(), source=self.env.docname), 0, box)
+        self.state.nested_parse(
+            StringList(type(self).make(*self.arguments).splitlines(), source=self.env.docname), 0, box
+        )
         return [box]
 
 
-def _directive(make: Callable[[], str]) -> type[_Generated]:
-    return type(f"Lossbook{make.__name__.title()}", (_Generated,), {"make": staticmethod(make)})
+def _directive(make: Callable[..., str]) -> type[_Generated]:
+    members = {"make": staticmethod(make), "required_arguments": len(inspect.signature(make).parameters)}
+    return type(f"Lossbook{make.__name__.title()}", (_Generated,), members)
 
 
 _DIRECTIVES = {
     "lossbook-contents": pages.contents,
+    "lossbook-part": pages.part,
     "lossbook-totals": pages.totals,
     "lossbook-scoreboard": pages.claims_table,
     "lossbook-run-times": pages.run_times,
@@ -60,19 +66,25 @@ _assign_from_one = Collector.assign_section_numbers
 def _assign_section_numbers(self: Collector, env: BuildEnvironment) -> list[str]:
     """Number sections as Sphinx does, but give each chapter its own number in place of its rank among those written.
 
-    Figures, equations and exercises take their first number from the section's, so they follow.
+    Figures, equations and exercises take their first number from the section's, so they follow.  The page that opens
+    a part has none.
     """
     before = copy.deepcopy(env.toc_secnumbers)
     _assign_from_one(self, env)
     for docname, numbers in env.toc_secnumbers.items():
+        titles = (env.titles[docname], *env.tocs[docname].findall(nodes.reference))
         if found := _CHAPTER.match(docname):
             chapter = int(found[1])
             env.toc_secnumbers[docname] = {
                 anchor: number and (chapter, *number[1:]) for anchor, number in numbers.items()
             }
-            for node in (env.titles[docname], *env.tocs[docname].findall(nodes.reference)):
+            for node in titles:
                 if node.get("secnumber"):
                     node["secnumber"] = [chapter, *node["secnumber"][1:]]
+        elif _OPENER.match(docname):
+            env.toc_secnumbers[docname] = {}
+            for node in titles:
+                node.attributes.pop("secnumber", None)
     return [docname for docname, numbers in env.toc_secnumbers.items() if numbers != before.get(docname)]
 
 
