@@ -57,6 +57,16 @@ METHODS: dict[str, LineStyle] = {
     "AUPRC": _look("vermilion", "s", "--"),
     "high prevalence": _look("orange", "^"),
     "low prevalence": _look("purple", "v", "--"),
+    "squared error": _look("sky", "D", "-."),
+    "correctness-aware": _look("vermilion", "s"),
+    "temperature scaling": _look("blue", "o"),
+    "own softmax": _look("blue", "P", ":"),
+    "CE + views": _look("black", "v", ":"),
+    "MSE + views": _look("sky", "D", "-."),
+    "CA + views": _look("orange", "^", "--"),
+    "CA + views, balanced": _look("vermilion", "s"),
+    "one temperature, balanced": _look("green", "X", ":"),
+    "own softmax, balanced": _look("purple", "d", "-."),
 }
 
 

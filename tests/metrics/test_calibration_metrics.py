@@ -179,8 +179,9 @@ def test_narrowly_wrong_never_happens_with_two_classes(generator):
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e4, -1e4])
 def test_narrowly_wrong_at_ties_and_extremes(offset):
-    equal = torch.full((3, 5), offset)
-    assert not narrowly_wrong(equal, torch.tensor([0, 1, 4])).any(), "all logits equal their mean"
+    for classes in range(2, 12):
+        equal = torch.full((classes, classes), offset)
+        assert not narrowly_wrong(equal, torch.arange(classes)).any(), "all logits equal their mean"
     second_of_two = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64) + offset
     assert narrowly_wrong(second_of_two, torch.tensor([1])).all(), "argmax answers with the first"
     far = torch.tensor([[1e4, 0.0, -1e4]])
