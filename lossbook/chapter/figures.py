@@ -57,6 +57,10 @@ METHODS: dict[str, LineStyle] = {
     "AUPRC": _look("vermilion", "s", "--"),
     "high prevalence": _look("orange", "^"),
     "low prevalence": _look("purple", "v", "--"),
+    "one layer": _look("blue", "o"),
+    "two layers": _look("vermilion", "s"),
+    "three layers": _look("green", "^"),
+    "four layers": _look("orange", "D"),
     "squared error": _look("sky", "D", "-."),
     "correctness-aware": _look("vermilion", "s"),
     "temperature scaling": _look("blue", "o"),
@@ -67,6 +71,12 @@ METHODS: dict[str, LineStyle] = {
     "CA + views, balanced": _look("vermilion", "s"),
     "one temperature, balanced": _look("green", "X", ":"),
     "own softmax, balanced": _look("purple", "d", "-."),
+    "gradient descent": _look("blue", "o"),
+    "momentum": _look("green", "^"),
+    "mini-batches": _look("orange", "v", "--"),
+    "Adam": _look("vermilion", "s"),
+    "early stopping": _look("sky", "D", "-."),
+    "minimum norm": _look("black", "*", "--"),
 }
 
 
