@@ -306,7 +306,7 @@ def condition_number(Z: Tensor) -> float:
 class WidthSweepMLP(nn.Module):
     r"""Two-layer networks of several widths, trained at once.
 
-    .. math:: f_b(x) = W_2^{(b)\top} \mathrm{relu}(W_1^{(b)\top} x + b_1^{(b)}) + b_2^{(b)}
+    .. math:: f_b(x) = W_2^{(b)}\, \mathrm{relu}(W_1^{(b)} x + b_1^{(b)}) + b_2^{(b)}
 
     for the widths :math:`h_1, \dots, h_B`. All are padded to the largest; the padding is masked, so it contributes
     nothing and its gradient is zero. With the gradient of a *sum* of their losses, an optimizer that works on each
@@ -355,15 +355,15 @@ class WidthSweepMLP(nn.Module):
         self.register_buffer("mask", torch.arange(most) < torch.tensor(self.widths)[:, None])
         self.weight1 = nn.Parameter(torch.zeros(count, most, in_features))
         self.bias1 = nn.Parameter(torch.zeros(count, most))
-        self.weight2 = nn.Parameter(torch.zeros(count, most, out_features))
+        self.weight2 = nn.Parameter(torch.zeros(count, out_features, most))
         self.bias2 = nn.Parameter(torch.zeros(count, out_features))
         with torch.no_grad():
             for row, width in enumerate(self.widths):
                 generator = _seeded(seed)
                 first = torch.randn(width, in_features, generator=generator)
-                second = torch.randn(width, out_features, generator=generator)
+                second = torch.randn(out_features, width, generator=generator)
                 self.weight1[row, :width] = init_scale * math.sqrt(2 / in_features) * first
-                self.weight2[row, :width] = second / math.sqrt(width)
+                self.weight2[row, :, :width] = second / math.sqrt(width)
 
     def forward(self, X: Tensor) -> Tensor:
         """Compute the outputs of all networks for the same inputs.
@@ -382,10 +382,13 @@ class WidthSweepMLP(nn.Module):
         check_floating("X", X)
         count, most, in_features = self.weight1.shape
         check_shape("X", X, "(n, D)", (None, in_features))
-        # One product serves the first layers of all networks, since they see the same inputs.
-        hidden = nn.functional.linear(X.to(self.weight1.dtype), self.weight1.flatten(0, 1), self.bias1.flatten())
-        hidden = hidden.relu().view(len(X), count, most).transpose(0, 1) * self.mask[:, None]
-        return torch.baddbmm(self.bias2[:, None], hidden, self.weight2)
+        # One product serves the first layers of all networks, since they see the same inputs. Examples stand in the last
+        # dimension, the longest one, which makes the products of the small second layers fast.
+        inputs = X.to(self.weight1.dtype).T
+        hidden = torch.addmm(self.bias1.flatten()[:, None], self.weight1.flatten(0, 1), inputs).relu()
+        # A unit that reaches no output gets no gradient either.
+        weight2 = self.weight2 * self.mask[:, None]
+        return torch.baddbmm(self.bias2[:, :, None], weight2, hidden.view(count, most, len(X))).mT
 
 
 def _seeded(seed: int) -> torch.Generator:
