@@ -128,8 +128,18 @@ def recorded():
     return {
         "profile": "cpu",
         "claims": [
-            {"id": "17.a", "measured": {"error": 3e-12}, "verdict": "reproduced"},
-            {"id": "17.b", "measured": {"ratio": 0.3, "mib": 99.0}, "verdict": "partly"},
+            {
+                "id": "17.a",
+                "criteria": {"error": "<= 1"},
+                "measured": {"error": 3e-12},
+                "verdict": "reproduced",
+            },
+            {
+                "id": "17.b",
+                "criteria": {"ratio": "<= 0.5", "mib": "<= 64"},
+                "measured": {"ratio": 0.3, "mib": 99.0},
+                "verdict": "partly",
+            },
         ],
     }
 

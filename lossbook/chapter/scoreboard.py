@@ -31,6 +31,12 @@ class ScoreRow:
     profile: str
     seconds: float
 
+    def cells(self) -> str:
+        """The cells of a Markdown table from the claim to the measured values."""
+        central = ", **central**" if self.central else ""
+        claim = f"**{self.id}** ({self.kind}{central}) {_cell(self.statement)}"
+        return f"{claim} | {_cell(self.paper)} | {_side_by_side(self)}"
+
 
 @dataclass(frozen=True)
 class Scoreboard:
@@ -51,11 +57,8 @@ class Scoreboard:
     def to_markdown(self) -> str:
         """A MyST table with one row per claim and links to the chapters."""
         head = "| Chapter | Claim | Paper | Criterion: **here** | Verdict |\n|---|---|---|---|---|\n"
-        return head + "".join(
-            f"| {{doc}}`{row.number:02d} </notebooks/{row.slug}>` | **{row.id}** ({row.kind}) {_cell(row.statement)} "
-            f"| {_cell(row.paper)} | {_side_by_side(row)} | {row.verdict} |\n"
-            for row in self.rows
-        )
+        rows = [(f"{{doc}}`{row.number:02d} </notebooks/{row.slug}>`", row.cells(), row.verdict) for row in self.rows]
+        return head + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
     def to_json(self) -> list[dict[str, Any]]:
         """The rows as plain dictionaries."""
@@ -66,7 +69,8 @@ def scoreboard() -> Scoreboard:
     """Read the reproduction cards of all written chapters.
 
     Returns:
-        The scoreboard; a claim whose chapter was executed without reaching its card counts as not reproduced.
+        The scoreboard; a claim whose chapter was executed without reaching its card, or before the claim's criteria
+        became what they are, counts as not reproduced.
     """
     return Scoreboard(tuple(row for info in catalog.chapters() if info.written for row in _rows(info)))
 
@@ -95,7 +99,10 @@ def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
     settled = {entry["id"]: entry for entry in record["claims"]}
     rows = []
     for claim in load_claims(info.slug).values():
+        criteria = {criterion.name: criterion.text for criterion in claim.criteria}
         entry = settled.get(claim.id)
+        if entry and entry["criteria"] != criteria:
+            entry = None
         rows.append(
             ScoreRow(
                 number=info.number,
@@ -107,7 +114,7 @@ def _rows(info: catalog.ChapterInfo) -> list[ScoreRow]:
                 central=claim.central,
                 paper=claim.paper,
                 measured=_in_order(claim, entry["measured"]) if entry and entry["measured"] else "–",
-                criterion=criteria_text({criterion.name: criterion.text for criterion in claim.criteria}),
+                criterion=criteria_text(criteria),
                 verdict=entry["verdict"] if entry else "not reproduced",
                 profile=record["profile"],
                 seconds=float(run.get("cpu_seconds", 0.0)),

@@ -14,8 +14,9 @@ from pathlib import Path
 import nbformat
 
 from lossbook.chapter import catalog
+from lossbook.chapter.card import verdict_html
 from lossbook.chapter.claims import VERDICTS
-from lossbook.chapter.scoreboard import scoreboard
+from lossbook.chapter.scoreboard import ScoreRow, scoreboard
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results"
@@ -82,9 +83,24 @@ def totals() -> str:
     return f"{head}: {verdicts}." if verdicts else f"{head}."
 
 
+def verdicts() -> str:
+    """How many claims of each written chapter got which verdict."""
+    rows = [
+        f"| {_link(chapter)} | {' | '.join(str(_count(claims, name) or '–') for name in VERDICTS)} |"
+        for chapter, claims in _claims_by_chapter()
+    ]
+    head = f"| Chapter | {' | '.join(VERDICTS)} |\n|---|{'--:|' * len(VERDICTS)}\n"
+    return head + "\n".join(rows) if rows else "No chapter is written yet."
+
+
 def claims_table() -> str:
-    """The scoreboard, one row for each claim."""
-    return scoreboard().to_markdown() if scoreboard().rows else "No chapter is written yet."
+    """The scoreboard: a table for each written chapter, with one row for each claim."""
+    tables = []
+    for chapter, claims in _claims_by_chapter():
+        rows = [f"| {row.cells()} | {verdict_html(row.verdict)} |" for row in claims]
+        head = ["| Claim | Paper | Criterion: **here** | Verdict |", "|---|---|---|---|"]
+        tables.append("\n".join([f"```{{rubric}} {_link(chapter)}\n```\n", *head, *rows]))
+    return "\n\n".join(tables) or "No chapter is written yet."
 
 
 def run_times() -> str:
@@ -129,6 +145,16 @@ def sources() -> list[Path]:
     notebooks = [chapter.notebook for chapter in catalog.chapters() if chapter.written]
     plans = sorted((ROOT / "lossbook" / "chapter").glob("**/*.yaml"))
     return [*notebooks, *plans, *sorted(RESULTS.glob("*.json")), API]
+
+
+def _claims_by_chapter() -> list[tuple[catalog.ChapterInfo, list[ScoreRow]]]:
+    rows = scoreboard().rows
+    written = [chapter for chapter in catalog.chapters() if chapter.written]
+    return [(chapter, [row for row in rows if row.number == chapter.number]) for chapter in written]
+
+
+def _count(claims: list[ScoreRow], verdict: str) -> int:
+    return sum(row.verdict == verdict for row in claims)
 
 
 def _run(chapter: catalog.ChapterInfo) -> dict:

@@ -52,6 +52,7 @@ _DIRECTIVES = {
     "lossbook-contents": pages.contents,
     "lossbook-part": pages.part,
     "lossbook-totals": pages.totals,
+    "lossbook-verdicts": pages.verdicts,
     "lossbook-scoreboard": pages.claims_table,
     "lossbook-run-times": pages.run_times,
     "lossbook-benchmarks": pages.benchmarks,

@@ -104,12 +104,22 @@ def test_chapter_shows_its_card_and_folded_solutions(html_book, document):
 def test_scoreboard_holds_every_claim_of_the_notebooks(html_book):
     from lossbook.chapter.scoreboard import scoreboard
 
-    cells = [row.get_text(" ", strip=True) for row in read(html_book, "book/scoreboard").select("table tr")]
+    page = read(html_book, "book/scoreboard")
+    cells = [row.get_text(" ", strip=True) for row in page.select(".lossbook-scoreboard table tr")]
     for row in scoreboard().rows:
         values = [value.split()[-1] for value in row.measured.split("; ")]
-        (cell,) = [cell for cell in cells if f" {row.id} (" in cell]
-        assert row.verdict in cell
+        (cell,) = [cell for cell in cells if cell.startswith(f"{row.id} (")]
+        assert cell.endswith(f" {row.verdict}")
         assert all(value in cell for value in values), row.id
+
+
+def test_scoreboard_counts_the_verdicts_of_every_written_chapter(html_book):
+    from lossbook.chapter.scoreboard import scoreboard
+
+    rows = [row.find_all("td") for row in read(html_book, "book/scoreboard").select(".lossbook-verdicts tbody tr")]
+    assert [int(row[0].text.split(".")[0]) for row in rows] == [c.number for c in catalog.chapters() if c.written]
+    counts = [int(cell.text) for row in rows for cell in row[1:] if cell.text != "–"]
+    assert sum(counts) == scoreboard().totals()["claims"]
 
 
 def test_welcome_shows_the_totals_and_the_whole_plan(html_book):
