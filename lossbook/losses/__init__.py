@@ -7,6 +7,7 @@ and ``__all__`` below, and one ``Case`` in ``tests/contract/``, which puts it un
 keeps (reductions, dtypes, extreme logits, empty batches, error messages, and the formula its docstring displays).
 """
 
+from lossbook.losses._positives import NoPositivesWarning
 from lossbook.losses.calibration import correctness_aware_loss
 from lossbook.losses.comp_sum import (
     adversarial_comp_sum_loss,
@@ -14,10 +15,13 @@ from lossbook.losses.comp_sum import (
     comp_sum_loss,
     comp_sum_rho_margin_loss,
 )
+from lossbook.losses.contrastive import nt_xent, sup_con
+from lossbook.losses.retrieval import info_nce
 from lossbook.losses.robust import ALDRKLLoss, aldr_kl_lambda, aldr_kl_loss, ldr_kl_loss, normalize_scores
 
 __all__ = [
     "ALDRKLLoss",
+    "NoPositivesWarning",
     "adversarial_comp_sum_loss",
     "aldr_kl_lambda",
     "aldr_kl_loss",
@@ -25,6 +29,9 @@ __all__ = [
     "comp_sum_loss",
     "comp_sum_rho_margin_loss",
     "correctness_aware_loss",
+    "info_nce",
     "ldr_kl_loss",
     "normalize_scores",
+    "nt_xent",
+    "sup_con",
 ]

@@ -23,9 +23,11 @@ from lossbook.metrics.ranking import (
     fix_mistake,
     mann_whitney_auc,
 )
+from lossbook.metrics.retrieval import alignment, mrr_at_k, ndcg_at_k, retrieval_recall_at_k, uniformity
 
 __all__ = [
     "AtomicMistakes",
+    "alignment",
     "atomic_mistakes",
     "auprc",
     "auprc_from_fpr",
@@ -37,10 +39,14 @@ __all__ = [
     "fix_mistake",
     "ks_calibration_error",
     "mann_whitney_auc",
+    "mrr_at_k",
     "narrowly_wrong",
     "nc1",
     "nc2",
     "nc3",
     "nc4",
+    "ndcg_at_k",
     "peak_height",
+    "retrieval_recall_at_k",
+    "uniformity",
 ]

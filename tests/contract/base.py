@@ -75,6 +75,8 @@ class Case:
         options: Further arguments to run everything with, by name.
         extreme: Turns inputs into such with logits of magnitude 1e4.
         empty_mean: Mean over an empty batch.
+        smallest: Examples a batch must have; smaller ones are refused, such as one without anything to contrast with.
+        values: Values per example, where each has several anchors.
         ignore_index: Default of ``ignore_index``; None if there is no such argument.
         rowwise: Whether an example's value depends on that example only.
         inductor: Whether to compile with the default backend too, which takes seconds.
@@ -93,6 +95,8 @@ class Case:
     reductions: tuple[str, ...] = ("mean", "sum", "none")
     options: Mapping[str, Callable[[Inputs, torch.Generator], Inputs]] = field(default_factory=dict)
     empty_mean: float = math.nan
+    smallest: int = 0
+    values: int = 1
     ignore_index: int | None = None
     rowwise: bool = True
     inductor: bool = False
