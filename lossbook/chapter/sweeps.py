@@ -32,7 +32,7 @@ def sweep(
 ) -> list[R]:
     """Call ``function(**configuration)`` for each configuration and return the results in the order given.
 
-    Without more it is a loop in this process.  ``n_jobs``, or :class:`joblib.parallel_config` around the call, spreads
+    Without more it is a loop in this process.  ``n_jobs``, or ``joblib.parallel_config`` around the call, spreads
     it over processes, and with one of joblib's cluster backends over machines; functions defined in a notebook work
     there too.  A worker process uses one torch thread, or as many as ``LOSSBOOK_THREADS`` says.  What is random in
     ``function`` must be drawn from a seed in its configuration: workers share no random state, and their order varies.
@@ -40,7 +40,7 @@ def sweep(
     With a cache each result is stored as soon as it arrives, so the same call made again continues an interrupted
     sweep.  A result is found again while the function's code, the notebook's functions and values it reads, its
     configuration, and the versions of Python, torch and this package stay the same; code it imports counts by version,
-    so clear the folder after editing that.  :class:`joblib.Memory` would not do: it looks at the function's own code
+    so clear the folder after editing that.  ``joblib.Memory`` would not do: it looks at the function's own code
     alone, and so returns the results of another profile or seed that the function reads from its notebook.
 
     Args:
