@@ -382,8 +382,8 @@ class WidthSweepMLP(nn.Module):
         check_floating("X", X)
         count, most, in_features = self.weight1.shape
         check_shape("X", X, "(n, D)", (None, in_features))
-        # One product serves the first layers of all networks, since they see the same inputs. Examples come last, in the
-        # longest dimension, which makes the products of the small second layers fast.
+        # One product serves the first layers of all networks, since they see the same inputs. Examples come last, in
+        # the longest dimension, which makes the products of the small second layers fast.
         inputs = X.to(self.weight1.dtype).T
         hidden = torch.addmm(self.bias1.flatten()[:, None], self.weight1.flatten(0, 1), inputs).relu()
         # A unit that reaches no output gets no gradient either.
