@@ -99,7 +99,7 @@ def claims_table() -> str:
     for chapter, claims in _claims_by_chapter():
         rows = [f"| {row.cells()} | {verdict_html(row.verdict)} |" for row in claims]
         head = ["| Claim | Paper | Criterion: **here** | Verdict |", "|---|---|---|---|"]
-        tables.append("\n".join([f"```{{rubric}} {_link(chapter)}\n```\n", *head, *rows]))
+        tables.append("\n".join([f":::{{rubric}} {_link(chapter)}\n:::\n", *head, *rows]))
     return "\n\n".join(tables) or "No chapter is written yet."
 
 
