@@ -1,7 +1,7 @@
 """A vocabulary spread over processes, each of which runs the Triton kernels on its shard."""
 
 import pytest
-from parallel_worker import spawn
+from processes import spawn
 from triton_parallel_worker import everything
 
 

@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 from cce_reference import gradients, make, relative
-from parallel_worker import everything, spawn
+from parallel_worker import everything
+from processes import spawn
 
 from lossbook.kernels import VocabParallel, cut_cross_entropy
 

@@ -1,0 +1,167 @@
+"""What each process of the tests of gathering runs; importable, so that it can be spawned."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from lossbook import losses
+from lossbook.distributed import gather_with_gradient
+
+ROWS, FEATURES = 10, 6
+EXACT = {"rtol": 1e-12, "atol": 1e-14}
+
+
+def joined_batch():
+    """Two views and a class for each example of the whole batch, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(2, ROWS, FEATURES, generator=generator, dtype=torch.float64)
+    return views[0], views[1], torch.arange(ROWS) % 4
+
+
+def own_rows(rank, processes):
+    """A ragged split: each process but the last has one row more than the one before it."""
+    edges = [rank * (rank + 1) // 2 for rank in range(1, processes + 1)]
+    edges = [0, *edges[:-1], ROWS]
+    return slice(edges[rank], edges[rank + 1])
+
+
+def new_model():
+    model = nn.Linear(FEATURES, 4, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.linspace(-1, 1, 4 * FEATURES).sin().view(4, FEATURES))
+    return model
+
+
+def mann_whitney(z_a, z_b, target):
+    """Every positive pair of the batch against every negative pair, across queries."""
+    cosine = functional.normalize(z_a, dim=1) @ functional.normalize(z_b, dim=1).T
+    same = target[:, None] == target
+    return functional.softplus(cosine[~same] - cosine[same][:, None]).mean()
+
+
+LOSSES = {
+    "info_nce": lambda a, b, y: losses.info_nce(a @ b.T, temperature=0.5, mask=y[:, None] != y),
+    "nt_xent": lambda a, b, y: losses.nt_xent(a, b),
+    "sup_con": lambda a, b, y: losses.sup_con(torch.cat([a, b]), torch.cat([y, y])),
+    "mann_whitney": mann_whitney,
+}
+
+
+def gathered_losses_equal_one_process(rank, processes):
+    """Value, gradients of the embeddings (times W) and gradients of the parameters (after DDP's average)."""
+    a, b, y = joined_batch()
+    rows = own_rows(rank, processes)
+    for name, loss_of in LOSSES.items():
+        model = new_model()
+        z_a, z_b = model(a), model(b)
+        z_a.retain_grad()
+        expected = loss_of(z_a, z_b, y)
+        expected.backward()
+
+        parallel = new_model()
+        own_a, own_b = parallel(a[rows]), parallel(b[rows])
+        own_a.retain_grad()
+        loss = loss_of(gather_with_gradient(own_a), gather_with_gradient(own_b), gather_with_gradient(y[rows]))
+        loss.backward()
+        torch.testing.assert_close(loss, expected, **EXACT, msg=name)
+        torch.testing.assert_close(own_a.grad, processes * z_a.grad[rows], **EXACT, msg=name)
+        assert z_a.grad.abs().max() > 1e-4, "the comparison must be of something"
+        dist.all_reduce(parallel.weight.grad)
+        torch.testing.assert_close(parallel.weight.grad / processes, model.weight.grad, **EXACT, msg=name)
+
+
+def distributed_data_parallel_needs_no_factor(rank, processes):
+    a, b, _ = joined_batch()
+    rows = own_rows(rank, processes)
+    model, parallel = new_model(), DistributedDataParallel(new_model())
+    losses.nt_xent(model(a), model(b)).backward()
+    own = parallel(torch.cat([a[rows], b[rows]])).chunk(2)
+    losses.nt_xent(*map(gather_with_gradient, own)).backward()
+    torch.testing.assert_close(parallel.module.weight.grad, model.weight.grad, **EXACT)
+
+
+def own_anchors_against_all_candidates(rank, processes):
+    """With equal shares a process may keep to its own rows of the similarities: the average is the same."""
+    a, b, _ = joined_batch()
+    share = ROWS // processes
+    a, b = a[: share * processes], b[: share * processes]
+    rows = slice(rank * share, (rank + 1) * share)
+    model, parallel = new_model(), new_model()
+    losses.info_nce(model(a) @ model(b).T).backward()
+    candidates = gather_with_gradient(parallel(b[rows]))
+    sim = parallel(a[rows]) @ candidates.T
+    # The positive of row i stands in column i once the own candidates come first.
+    losses.info_nce(sim.roll(-rank * share, 1)).backward()
+    dist.all_reduce(parallel.weight.grad)
+    torch.testing.assert_close(parallel.weight.grad / processes, model.weight.grad, **EXACT)
+
+
+def upstream_gradients_that_differ_are_summed(rank, processes):
+    """Each process weighs the gathered rows differently; a uniform gradient would hide a wrong sum."""
+    own = torch.ones(rank + 1, 2, dtype=torch.float64, requires_grad=True)
+    gathered = gather_with_gradient(own)
+    weight = torch.arange(len(gathered), dtype=torch.float64)[:, None]
+    (gathered * (rank + 1) * weight).sum().backward()
+    start = rank * (rank + 1) // 2
+    total = processes * (processes + 1) / 2
+    expected = total * torch.arange(start, start + rank + 1, dtype=torch.float64)[:, None].expand(-1, 2)
+    torch.testing.assert_close(own.grad, expected, **EXACT)
+
+
+def every_dtype_and_no_rows(rank, processes):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool):
+        own = torch.full((rank, 3), rank % 2, dtype=dtype)  # the first process has none
+        gathered = gather_with_gradient(own)
+        expected = torch.cat([torch.full((each, 3), each % 2, dtype=dtype) for each in range(processes)])
+        assert gathered.dtype == dtype and torch.equal(gathered, expected), dtype
+    strided = torch.arange(6.0).view(2, 3).T.requires_grad_()
+    gathered = gather_with_gradient(strided)
+    assert torch.equal(gathered, strided.repeat(processes, 1)) and gathered.requires_grad
+    with torch.no_grad():
+        assert not gather_with_gradient(strided).requires_grad
+    low = torch.full((1, 1), 1.0, dtype=torch.bfloat16, requires_grad=True)
+    gather_with_gradient(low).sum().backward()
+    assert low.grad.dtype == torch.bfloat16 and low.grad.item() == processes
+
+
+def disagreement_is_refused_everywhere(rank, processes):
+    for own in (
+        torch.zeros(2, 3 + rank),
+        torch.zeros(2, 3, dtype=torch.float64 if rank else torch.float32),
+        torch.zeros(2, *[3] * (rank + 1)),
+        torch.zeros(2, 3, requires_grad=rank == 0),
+    ):
+        message = ""
+        try:
+            gather_with_gradient(own)
+        except ValueError as error:
+            message = str(error)
+        assert "tensor must agree in all processes but for its rows, got" in message
+        assert "torch.float32 of shape (2, 3)" in message
+
+
+def a_group_of_one_and_a_group_of_all(rank, processes):
+    groups = [dist.new_group([each]) for each in range(processes)]
+    own = torch.full((1, 1), float(rank))
+    assert gather_with_gradient(own, groups[rank]) is own
+    everyone = dist.new_group(list(range(processes)))
+    assert gather_with_gradient(own, everyone).flatten().tolist() == list(range(processes))
+
+
+ALL = (
+    gathered_losses_equal_one_process,
+    distributed_data_parallel_needs_no_factor,
+    own_anchors_against_all_candidates,
+    upstream_gradients_that_differ_are_summed,
+    every_dtype_and_no_rows,
+    disagreement_is_refused_everywhere,
+    a_group_of_one_and_a_group_of_all,
+)
+
+
+def everything(rank, processes):
+    """All checks in one set of processes: starting them costs more than running them."""
+    for check in ALL:
+        check(rank, processes)
