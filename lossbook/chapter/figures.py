@@ -77,6 +77,14 @@ METHODS: dict[str, LineStyle] = {
     "Adam": _look("vermilion", "s"),
     "early stopping": _look("sky", "D", "-."),
     "minimum norm": _look("black", "*", "--"),
+    "sum-exponential": _look("sky", "v", ":"),
+    "comp-sum 0.5": _look("blue", "^", "-."),
+    "GCE": _look("green", "s"),
+    "MAE": _look("vermilion", "D", "--"),
+    "without smoothness": _look("sky", "v", ":"),
+    "PGD training": _look("orange", "^", "--"),
+    "TRADES": _look("blue", "s", "-."),
+    "smooth adversarial": _look("purple", "o"),
 }
 
 
