@@ -36,10 +36,9 @@ class _Generated(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         for path in [*pages.sources(), *sorted((pages.ROOT / "lossbook" / "bench").glob("**/*.py"))]:
             self.env.note_dependency(str(path))
-        box = nodes.container(classes=["lossbook-table"])
-        self.state.nested_parse(
-            StringList(type(self).make(*self.arguments).splitlines(), source=self.env.docname), 0, box
-        )
+        text = type(self).make(*self.arguments)
+        box = nodes.container(classes=["lossbook-table", self.name])
+        self.state.nested_parse(StringList(text.splitlines(), source=self.env.docname), 0, box)
         return [box]
 
 
