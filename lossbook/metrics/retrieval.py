@@ -96,7 +96,8 @@ def mrr_at_k(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int =
         0.25
 
     Note:
-        Equals torchmetrics' ``retrieval_reciprocal_rank``, averaged over the queries, where no scores are equal.
+        Equals torchmetrics' ``retrieval_reciprocal_rank``, averaged over the queries, where all scores are positive
+        (theirs takes a document without a positive score for not retrieved) and none are equal.
     """
     score, relevant = _scores(scores, relevance, k)
     best = np.where(relevant, score, -np.inf).max(1)
