@@ -28,10 +28,10 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("browser") and chromium_path() is None:
         pytest.skip("no Chromium on the PATH; install it with: apt-get install chromium")
-    if item.get_closest_marker("model"):
-        problem = _model_problem()
+    if marker := item.get_closest_marker("model"):
+        problem = _model_problem(*marker.args)
         if problem and os.environ.get("CI") == "true":
-            pytest.fail(f"continuous integration must have the model weights: {problem}", pytrace=False)
+            pytest.fail(f"continuous integration must have the models: {problem}", pytrace=False)
         if problem:
             pytest.skip(problem)
 
@@ -41,12 +41,13 @@ def chromium_path():
     return next((Path(path) for name in _CHROMIUM_NAMES if (path := shutil.which(name))), None)
 
 
-def _model_problem():
-    """Why the SmolLM2 weights cannot be used, or None."""
+def _model_problem(*names):
+    """Why one of the assets, by default SmolLM2, cannot be used, or None."""
     from lossbook import data
 
-    state = next(asset for asset in data.status() if asset.name == "smollm2")
-    return None if state.state == "ok" else f"SmolLM2 weights are {state.state}; {state.fix}"
+    states = {asset.name: asset for asset in data.status()}
+    needed = [states[name] for name in names or ("smollm2",)]
+    return next((f"{asset.name} is {asset.state}; {asset.fix}" for asset in needed if asset.state != "ok"), None)
 
 
 @pytest.fixture

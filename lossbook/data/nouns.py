@@ -72,16 +72,11 @@ def _shipped() -> Nouns:
     )
 
 
-@dataclass(frozen=True)
-class Database(Nouns):
-    """Every noun of WordNet; ``drawn`` holds those that qualify as examples, in the order of the file."""
-
-
-def parse(text: str) -> Database:
-    """Read WordNet's file ``data.noun``."""
+def parse(text: str) -> Nouns:
+    """Read WordNet's file ``data.noun``; drawn are all that qualify, in the order of the file."""
     records = [_record(line) for line in text.splitlines() if not line.startswith("  ")]
     position = {record[0]: number for number, record in enumerate(records)}
-    return Database(
+    return Nouns(
         lemmas=[lemmas for _, _, lemmas, _, _ in records],
         hypernyms=[tuple(position[above] for above in hypernyms) for _, _, _, hypernyms, _ in records],
         definitions=[definition for *_, definition in records],
@@ -100,8 +95,7 @@ def _record(line: str) -> tuple[str, str, tuple[str, ...], list[str], str]:
     words = 2 * int(count, 16)
     lemmas = tuple(word.replace("_", " ") for word in fields[:words:2])
     pointers = fields[words + 1 : words + 1 + 4 * int(fields[words])]
-    kinds = zip(pointers[::4], pointers[1::4], strict=True)
-    above = list(kinds)
+    above = list(zip(pointers[::4], pointers[1::4], strict=True))
     # Hypernyms of classes before those of instances, such as a breed's before an individual's.
     hypernyms = [target for kind in ("@", "@i") for symbol, target in above if symbol == kind]
     return offset, category, lemmas, hypernyms, _definition(gloss)

@@ -78,7 +78,7 @@ def main() -> int:
         style()
         return 0
     style()
-    if subprocess.run([sys.executable, "-m", "lossbook", "fetch", "smollm2"], cwd=build.ROOT, check=False).returncode:
+    if subprocess.run([sys.executable, "-m", "lossbook", "fetch"], cwd=build.ROOT, check=False).returncode:
         return 1
     books()
     return tests(sys.argv[1:])
