@@ -85,6 +85,10 @@ METHODS: dict[str, LineStyle] = {
     "PGD training": _look("orange", "^", "--"),
     "TRADES": _look("blue", "s", "-."),
     "smooth adversarial": _look("purple", "o"),
+    "LDR-KL": _look("orange", "^", "--"),
+    "ALDR-KL": _look("blue", "s"),
+    "right label": _look("green", "o"),
+    "wrong label": _look("vermilion", "X", "--"),
 }
 
 
