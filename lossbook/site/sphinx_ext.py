@@ -22,6 +22,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx_external_toc.collectors import TocTreeCollectorWithStyles as Collector
 
 from lossbook.bench import floors_table
+from lossbook.chapter import catalog
 from lossbook.site import pages
 
 _CHAPTER = re.compile(r"^notebooks/(\d\d)_")
@@ -88,6 +89,22 @@ def _assign_section_numbers(self: Collector, env: BuildEnvironment) -> list[str]
     return [docname for docname, numbers in env.toc_secnumbers.items() if numbers != before.get(docname)]
 
 
+def _name_planned_chapter(
+    _app: Sphinx, _env: BuildEnvironment, link: nodes.Element, shown: nodes.Element
+) -> nodes.Node | None:
+    """Show the title of a chapter in place of a link to it where it is planned and not written yet.
+
+    The package may be ahead of the book: the docstring of a loss links to its chapter from the first day.
+    """
+    if link["reftype"] != "doc":
+        return None
+    slug = link["reftarget"].removeprefix("/notebooks/")
+    planned = next((chapter for chapter in catalog.chapters() if chapter.slug == slug and not chapter.written), None)
+    if planned is None:
+        return None
+    return shown if link["refexplicit"] else nodes.inline("", f"{planned.title}, planned")
+
+
 def _match_widget_script(_app: Sphinx, config: Config) -> None:
     """Load the widget script that belongs to the installed ipywidgets, in place of MyST-NB's fixed older one."""
     scripts = dict(config.nb_ipywidgets_js)
@@ -125,5 +142,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _notice_changed_looks)
     app.connect("config-inited", _match_widget_script)
     app.connect("html-page-context", _locate_widget_fonts)
+    app.connect("missing-reference", _name_planned_chapter)
     Collector.assign_section_numbers = _assign_section_numbers
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

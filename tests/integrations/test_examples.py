@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
-PAGES = {name: (BOOK / f"{name}.md").read_text(encoding="utf-8") for name in ("transformers", "tensor_parallel")}
+NAMES = ("transformers", "tensor_parallel", "data_parallel")
+PAGES = {name: (BOOK / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 
 
 def output(*command):
@@ -51,11 +52,19 @@ def test_processes_together_equal_one(options):
     assert text.rstrip().endswith("equal to rounding")
 
 
+def test_losses_of_joined_batches_equal_one_process_and_local_ones_do_not():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    text = output(*command, example("data_parallel.py"))
+    joined, local = map(float, re.findall(r"from one process (\S+)$", text, re.MULTILINE))
+    assert joined < 1e-5 and local > 0.1, "the page says: of the order of one"
+    assert text.rstrip().endswith("equal to rounding")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_show_programs_that_are_run_here(page):
     shown = set(re.findall(r"^```\{literalinclude\} examples/(\S+)$", PAGES[page], re.MULTILINE))
-    tested = {"transformers": {"finetune.py", "peak_memory.py"}, "tensor_parallel": {"tensor_parallel.py"}}
-    assert shown == tested[page]
+    tested = {"transformers": {"finetune.py", "peak_memory.py"}}
+    assert shown == tested.get(page, {f"{page}.py"})
     assert "```python" not in PAGES[page], "code on these pages comes from the tested programs"
 
 
