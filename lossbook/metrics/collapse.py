@@ -85,7 +85,7 @@ def nc2(vectors: Tensor, target: str = "etf", lengths_sq: Tensor | Sequence[floa
             ``"gof"`` or given for another target.
 
     Examples:
-        >>> nc2(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), "of")
+        >>> round(nc2(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), "of"), 12)
         0.0
 
     References:
@@ -122,7 +122,7 @@ def nc3(
         ValueError: As for :func:`nc2`, and if ``means`` has another shape or device than ``weights``.
 
     Examples:
-        >>> nc3(2 * torch.eye(3), 5 * torch.eye(3), "of")
+        >>> round(nc3(2 * torch.eye(3), 5 * torch.eye(3), "of"), 12)
         0.0
 
     References:

@@ -165,7 +165,7 @@ def _shrinkage(counts: np.ndarray, samples: float, decays: np.ndarray) -> np.nda
 
 
 def ufm_ce_margin(num_classes: int, per_class: int, lambda_w: Sequence[float], lambda_h: float) -> float:
-    r"""Margin between logits at the global minimizer under cross-entropy, with balanced classes and a bias.
+    r"""Margin between logits of the best simplex ETF under cross-entropy, with balanced classes and a bias.
 
     Each sample has the logits :math:`c\,(I - \mathbf{1}\mathbf{1}^\top / K)` of its class. With :math:`n` samples of
     each class and :math:`\Lambda = (\lambda_{W_1} \cdots \lambda_{W_M} \lambda_H)^{1/(M+1)}`
@@ -188,13 +188,17 @@ def ufm_ce_margin(num_classes: int, per_class: int, lambda_w: Sequence[float], l
         TypeError: If a size is not an int, or a decay not a number.
         ValueError: If a size or the number of layers is too small, or a decay is not ``> 0``.
 
+    Note:
+        With one layer this is the global minimizer. With more it need not be: solutions of lower rank, which are no
+        ETF, can have a lower objective.
+
     Examples:
         >>> round(ufm_ce_margin(5, 10, lambda_w=[0.002], lambda_h=0.002), 5)
         5.03769
 
     References:
-        Dang et al. (2023), Sec. 3, gives the simplex ETF; the problem in one unknown is derived in chapter 3
-        (:doc:`/notebooks/03_neural_collapse`).
+        Dang et al. (2023), Sec. 3, states the simplex ETF for any number of layers, and Garrod and Keating (2025) show
+        where it is not optimal; chapter 3 (:doc:`/notebooks/03_neural_collapse`) derives the problem in one unknown.
     """
     for name, value, least in (("num_classes", num_classes, 2), ("per_class", per_class, 1)):
         check_integer(name, value)
@@ -319,8 +323,8 @@ class UnconstrainedFeatureModel(nn.Module):
         Returns:
             Shape (N, K).
         """
-        product = self.weights[-1]
-        for weight in reversed(self.weights[:-1]):
+        *inner, product = self.weights  # a slice of a ParameterList would detach what torch.func puts in its place
+        for weight in reversed(inner):
             product = product @ weight  # K rows at a time instead of N
         logits = self.features @ product.T
         return logits if self.bias is None else logits + self.bias
