@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 from lossbook.chapter import catalog
 from lossbook.chapter.card import criteria_text, measured_text
 from lossbook.chapter.claims import VERDICTS, Claim, load_claims
+
+_RELATION = re.compile("([≤≥<>=]) ")
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def _side_by_side(row: ScoreRow) -> str:
     criteria, values = row.criterion.split("; "), row.measured.split("; ")
     if len(criteria) != len(values):
         values = [row.measured] * len(criteria)
-    return "<br>".join(f"{_cell(one)}: **{value.split(' ')[-1]}**" for one, value in zip(criteria, values, strict=True))
+    # A line breaks in the name of a criterion rather than inside "≥ 0.5: 0.7".
+    lines = [_RELATION.sub("\\1\u00a0", _cell(criterion)) for criterion in criteria]
+    return "<br>".join(f"{line}:\u00a0**{value.split(' ')[-1]}**" for line, value in zip(lines, values, strict=True))
 
 
 def _cell(text: str) -> str:
