@@ -193,7 +193,7 @@ def gd_readout(Z: Tensor, Y: Tensor, *, steps: float, lr: float | None = None, i
 
     Note:
         Singular values below ``max(n, p)`` times the machine precision times the largest one count as zero, as in
-        :func:`torch.linalg.pinv`. In float32 that is enough to hide a peak of double descent.
+        :func:`torch.linalg.pinv`. In float32 that can be enough to hide a peak of double descent.
 
     References:
         Liu and Flanigan (2023), Understanding the Role of Optimization in Double Descent, whose sweep over iterations
@@ -286,7 +286,7 @@ def condition_number(Z: Tensor) -> float:
         ValueError: If it is not a matrix, or empty.
 
     Examples:
-        >>> condition_number(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+        >>> round(condition_number(torch.tensor([[3.0, 0.0], [0.0, 2.0]])), 6)
         1.5
 
     References:
