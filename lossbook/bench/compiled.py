@@ -56,6 +56,8 @@ class Build:
         constants: Values of constants, None for pointers that are not given.
         warps: Warps of a program.
         stages: Stages of its pipelines.
+        matrix: Beginning of the names of the instructions that multiply matrices; default: those of the architecture
+            for whole tiles.
     """
 
     kernel: Any
@@ -65,6 +67,7 @@ class Build:
     constants: Mapping[str, Any]
     warps: int
     stages: int
+    matrix: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def compile_build(build: Build) -> CompiledKernel:
         features=build.constants.get("BLOCK_FEATURES"),
         warps=build.warps,
         shared_bytes=compiled.metadata.shared,
-        **count(compiled.asm, MATRIX_INSTRUCTION[build.architecture]),
+        **count(compiled.asm, build.matrix or MATRIX_INSTRUCTION[build.architecture]),
     )
 
 
@@ -292,6 +295,8 @@ def compile_all(
         ValueError: If an architecture is unknown.
         RuntimeError: If the compiler fails.
     """
+    from lossbook.bench.sparse_attention.builds import sparse_attention_builds
+
     unknown = [name for name in architectures if name not in ARCHITECTURES]
     if unknown:
         raise ValueError(f"architectures must be among {', '.join(ARCHITECTURES)}, got {', '.join(unknown)}")
@@ -299,7 +304,8 @@ def compile_all(
         compile_build(build)
         for architecture in architectures
         for dtype in dtypes
-        for build in cross_entropy_builds(architecture, dtype)
+        for builds in (cross_entropy_builds, sparse_attention_builds)
+        for build in builds(architecture, dtype)
     ]
 
 

@@ -11,6 +11,8 @@ _CHANNELS = 16
 # Sizes of a head: those of small and of most large models, and the largest one in use.
 _FEATURES = (64, 128, 256)
 _WARPS, _STAGES = 4, 3
+# One query token cannot fill the widest instructions, which multiply 64 or 128 rows.
+_MATRIX = {"sm_90": "HMMA", "sm_100": "HMMA"}
 
 
 def sparse_attention_builds(architecture: str, dtype: str) -> Iterator[Build]:
@@ -25,9 +27,12 @@ def sparse_attention_builds(architecture: str, dtype: str) -> Iterator[Build]:
     """
     from lossbook.kernels.sparse_attention.triton import attention, engine, labels, selection
 
+    item_bytes = 4 if dtype == "fp32" else 2
+
     def build(kernel: Any, variant: str, absent: str = "", **constants: Any) -> Build:
         constants |= dict.fromkeys(absent.split())
-        return Build(kernel, architecture, variant, dtype, constants, _WARPS, _STAGES)
+        warps = engine.decode_warps(item_bytes) if kernel is attention.decode_kernel else _WARPS
+        return Build(kernel, architecture, variant, dtype, constants, warps, _STAGES, _MATRIX.get(architecture, ""))
 
     for bits in (16, 8, 4):
         form = {"LEVELS": 0 if bits == 16 else 2**bits - 1, "PACKED": bits == 4, "BLOCK_CHANNELS": _CHANNELS}
@@ -48,7 +53,7 @@ def sparse_attention_builds(architecture: str, dtype: str) -> Iterator[Build]:
     absent = {"listed": "lengths", "dense": "index count"}
     for features in _FEATURES:
         tile = {
-            "BLOCK_TOKENS": max(16, min(128, engine._KEY_BYTES // (2 * features))),
+            "BLOCK_TOKENS": engine.key_tile(features, item_bytes),
             "BLOCK_FEATURES": features,
             "BLOCK_QUERIES": 16,
             "PRECISION": "ieee",

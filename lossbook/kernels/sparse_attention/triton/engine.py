@@ -30,6 +30,16 @@ _MOST_PARTS = 64
 _INTERPRETED_PROCESSORS = 4
 
 
+def key_tile(features: int, item_bytes: int) -> int:
+    """Tokens of a tile of keys, for heads of ``features`` numbers of so many bytes."""
+    return max(16, min(128, _KEY_BYTES // (features * item_bytes)))
+
+
+def decode_warps(item_bytes: int) -> int:
+    """Warps of a program of attention: products of four-byte numbers need more registers than four warps have."""
+    return 8 if item_bytes == 4 else 4
+
+
 def append_labels(cache: LabelCache, k_new: Tensor) -> None:
     """Write the labels of ``k_new`` behind those of each request."""
     batch, key_heads, new, _ = k_new.shape
@@ -193,7 +203,7 @@ def _decode(
     else:
         tokens, heads = index.shape[2], index.shape[1]
     block_features = max(16, triton.next_power_of_2(features))
-    block_tokens = max(16, min(128, _KEY_BYTES // (block_features * q.element_size())))
+    block_tokens = key_tile(block_features, q.element_size())
     parts = _n_parts(q.device, batch * heads, tokens)
     part_tokens = triton.cdiv(triton.cdiv(tokens, parts), block_tokens) * block_tokens
     out = torch.empty((batch, query_heads, features), dtype=dtype, device=q.device)
@@ -231,7 +241,7 @@ def _decode(
             BLOCK_TOKENS=block_tokens,
             BLOCK_FEATURES=block_features,
             PRECISION="ieee",
-            num_warps=4,
+            num_warps=decode_warps(q.element_size()),
             num_stages=3,
         )
         if parts > 1:
