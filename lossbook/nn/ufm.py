@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lossbook._validation import check_choice, check_integer, check_positive
 
@@ -326,23 +325,26 @@ class UnconstrainedFeatureModel(nn.Module):
         *inner, product = self.weights  # a slice of a ParameterList would detach what torch.func puts in its place
         for weight in reversed(inner):
             product = product @ weight  # K rows at a time instead of N
-        logits = self.features @ product.T
-        return logits if self.bias is None else logits + self.bias
+        logits = self.features @ product.mT
+        return logits if self.bias is None else logits + self.bias[..., None, :]
 
     def objective(self) -> Tensor:
         """The regularized loss that :meth:`fit` minimizes.
 
+        Parameters may have a leading dimension of B models, as those of :attr:`lossbook.nn.Ensemble.stacked` have.
+
         Returns:
-            Scalar.
+            Scalar, or shape (B,).
         """
         logits = self()
         if self.loss == "ce":
-            misfit = functional.cross_entropy(logits, self.labels)
+            right = logits.log_softmax(-1).gather(-1, self.labels[..., None])
+            misfit = -right.mean((-2, -1))
         else:
-            onehot = self.labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
-            misfit = (logits - onehot.to(logits.dtype)).square().sum() / (2 * len(logits))
-        squares = torch.stack([factor.square().sum() for factor in (*self.weights, self.features)])
-        return misfit + self.decays @ squares / 2
+            onehot = self.labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+            misfit = (logits - onehot.to(logits.dtype)).square().sum((-2, -1)) / (2 * logits.shape[-2])
+        squares = torch.stack([factor.square().sum((-2, -1)) for factor in (*self.weights, self.features)], -1)
+        return misfit + (self.decays * squares).sum(-1) / 2
 
     def fit(self, steps: int = 2000, lr: float = 0.02) -> list[float]:
         """Minimize the objective by Adam under a cosine schedule.

@@ -17,6 +17,17 @@ DECAYS = {1: ([0.02], 0.008), 2: ([0.009, 0.004], 0.012), 3: ([0.005, 0.008, 0.0
 every_depth = pytest.mark.parametrize("depth", DECAYS)
 
 
+class Objective(torch_nn.Module):
+    """What functional calls and ensembles see: the objective as the output of a module."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self):
+        return self.model.objective()
+
+
 def scalar_objective(z, count, samples, decays):
     depth = len(decays) - 1
     mean = math.prod(decays) ** (1 / (depth + 1))
@@ -182,6 +193,20 @@ def test_margin_is_the_grid_minimum(sizes, depth):
     assert c == pytest.approx(grid[value(grid).argmin()], abs=2e-4)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_margin_drops_to_zero_where_that_is_lower(depth):
+    """Over a range of decays, some of which leave a local minimum that the origin beats."""
+    power, grid = 2 / (depth + 1), np.linspace(0, 20, 20_001)
+    margins, locally = [], 0
+    for decay in np.geomspace(1e-3, 1, 60):
+        value = np.log1p(3 * np.exp(-grid)) + decay / power * 3 * (grid * 2) ** power
+        margins.append(ufm_ce_margin(4, 4, [decay] * depth, decay))
+        assert margins[-1] == pytest.approx(grid[value.argmin()], abs=1e-3)
+        locally += margins[-1] == 0 and (np.diff(value) < 0).any()
+    assert margins[0] > 0 == margins[-1]
+    assert (locally > 0) == (depth > 1)
+
+
 def test_one_layer_cross_entropy_reaches_its_margin():
     model = UnconstrainedFeatureModel([5] * 3, 4, lambda_w=[0.02], lambda_h=0.01, loss="ce", bias=True)
     model.fit(800)
@@ -216,21 +241,16 @@ def test_the_origin_traps_two_layers_but_not_one():
         assert erased == trapped, depth
 
 
-def test_a_model_of_an_ensemble_trains_as_alone():
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+@pytest.mark.parametrize("how", ["batched", "vmap"])
+def test_a_model_of_an_ensemble_trains_as_alone(loss, how):
     """Slicing the list of weights once cut the graph of inner layers under torch.func."""
-
-    class Objective(torch_nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            return self.model.objective()
-
     kinds = [dict(lambda_w=[decay] * 3, lambda_h=decay, bias=True, seed=k) for k, decay in enumerate((0.01, 0.02))]
-    models = [UnconstrainedFeatureModel([3, 2], 4, **kind) for kind in kinds]
+    models = [UnconstrainedFeatureModel([3, 2], 4, loss=loss, **kind) for kind in kinds]
     ensemble = Ensemble([Objective(model) for model in models])
-    ensemble().sum().backward()
+    objectives = ensemble() if how == "vmap" else ensemble.stacked.model.objective()
+    assert objectives.tolist() == pytest.approx([model.objective().item() for model in models], rel=1e-12)
+    objectives.sum().backward()
     for place, model in enumerate(models):
         model.objective().backward()
         for name, parameter in model.named_parameters():
@@ -243,17 +263,9 @@ def test_gradients(loss):
     model = UnconstrainedFeatureModel([2, 1], 3, lambda_w=[0.1, 0.2], lambda_h=0.3, loss=loss, bias=True)
     names = [name for name, _ in model.named_parameters()]
 
-    class Objective(torch_nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            return self.model.objective()
-
     def value(*tensors):
         named = {f"model.{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
-        return torch.func.functional_call(Objective(), named, ())
+        return torch.func.functional_call(Objective(model), named, ())
 
     assert torch.autograd.gradcheck(value, tuple(p.detach().clone().requires_grad_() for p in model.parameters()))
 
