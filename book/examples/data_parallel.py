@@ -34,16 +34,18 @@ class TwoTowers(nn.Module):
 
 
 def label_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """This process's share of the mean over all targets that count, times the number of processes."""
+    """This process's share of the joint mean, times the processes."""
     count = (target != IGNORED).sum()
     dist.all_reduce(count)
-    total = functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+    options = {"ignore_index": IGNORED, "reduction": "sum"}
+    total = functional.cross_entropy(logits, target, **options)
     return total * dist.get_world_size() / count
 
 
 def retrieval_loss(query: Tensor, passage: Tensor) -> Tensor:
     """The loss of the joined batch, the same in every process."""
-    query, passage = gather_with_gradient(query), gather_with_gradient(passage)
+    query = gather_with_gradient(query)
+    passage = gather_with_gradient(passage)
     return info_nce(query @ passage.T, temperature=0.1)
 
 

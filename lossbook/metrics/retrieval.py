@@ -62,9 +62,8 @@ def retrieval_recall_at_k(
         cosine = unit[rows] @ unit.T
         cosine[np.arange(len(cosine)), rows] = -np.inf
         same = classes[rows, None] == classes
-        same[np.arange(len(cosine)), rows] = False
         best = np.where(same, cosine, -np.inf).max(1)
-        # How many of another class are at least as near as the nearest of the own one; all N if there is none.
+        # How many of another class are at least as near as the nearest of the own one; all if there is none.
         rank[rows] = ((cosine >= best[:, None]) & ~same).sum(1)
     return {k: float((rank < k).mean()) for k in ks}
 
