@@ -276,7 +276,9 @@ def test_adaptive_loss_adds_a_penalty_and_has_the_softmax_gradient(logits, targe
     lam = (5 + 5 * torch.rand(12, generator=generator, dtype=torch.float64)).requires_grad_()
     rows = logits.clone().requires_grad_()
     ours = aldr_kl_loss(rows, target, lam, lam0=10.0, alpha=2.0, margin=0.1, reduction="none")
-    plain = [ldr_kl_loss(logits[i : i + 1], target[i : i + 1], lam=own, margin=0.1) for i, own in enumerate(lam.tolist())]
+    plain = [
+        ldr_kl_loss(logits[i : i + 1], target[i : i + 1], lam=own, margin=0.1) for i, own in enumerate(lam.tolist())
+    ]
     penalty = 2.0 * math.log(6) / 20.0 * (lam - 10.0) ** 2
     torch.testing.assert_close(ours, torch.stack(plain) - penalty, **TIGHT)
     gradient, none = torch.autograd.grad(ours.sum(), [rows, lam], allow_unused=True)
