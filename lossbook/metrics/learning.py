@@ -1,4 +1,4 @@
-"""Metrics of learning curves: how test loss depends on model size, data or learning rate."""
+"""Metrics of learning curves: how results depend on model size, data or learning rate, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from lossbook._validation import check_positive
 
-__all__ = ["peak_height"]
+__all__ = ["continual_summary", "peak_height"]
 
 
 def peak_height(
@@ -61,3 +61,45 @@ def peak_height(
             raise ValueError(f"sizes must hold one {name} the window {bounds}, got {sizes.tolist()}")
     sides = max(losses[below].min(), losses[above].min())
     return float(losses[~below & ~above].max() / sides)
+
+
+def continual_summary(acc: ArrayLike) -> dict[str, float]:
+    r"""How accurate a learner of one task after the other is at the end, and how much it has forgotten.
+
+    With the accuracy :math:`a_{tu}` on task :math:`u` after learning task :math:`t`, of :math:`T` tasks,
+
+    .. math::
+
+        \mathrm{accuracy} = \frac{1}{T} \sum_{u=1}^{T} a_{Tu} , \qquad
+        \mathrm{forgetting} = \frac{1}{T - 1} \sum_{u=1}^{T-1} \Bigl( \max_{u \le t \le T} a_{tu} - a_{Tu} \Bigr) .
+
+    Args:
+        acc: Accuracies, shape ``(T, T)``: row t after task t, column u on task u, as shares or in percent. What stands
+            above the diagonal, for tasks not yet learned, is ignored and may be NaN.
+
+    Returns:
+        ``accuracy`` and ``forgetting``, in the unit of ``acc``. Forgetting is ``>= 0``, and 0 for a single task.
+
+    Raises:
+        ValueError: If ``acc`` is not square with at least one row, or not finite on and below the diagonal.
+
+    Examples:
+        >>> summary = continual_summary([[0.9, 0.0], [0.6, 0.8]])
+        >>> round(summary["accuracy"], 6), round(summary["forgetting"], 6)
+        (0.7, 0.3)
+
+    References:
+        Lin et al. (2025), metrics; chapter 11 (:doc:`/notebooks/11_contrastive_replay`). Others take the maximum over
+        earlier tasks only, so that forgetting may be negative.
+    """
+    acc = np.asarray(acc, dtype=float)
+    if acc.ndim != 2 or acc.shape[0] != acc.shape[1] or len(acc) < 1:
+        raise ValueError(f"acc must have shape (T, T) with T >= 1, got {acc.shape}")
+    learned = acc[np.tril_indices(len(acc))]
+    if not np.isfinite(learned).all():
+        broken = learned[~np.isfinite(learned)][0]
+        raise ValueError(f"acc must be finite on and below the diagonal, got {broken}")
+    final = acc[-1]
+    best = np.array([acc[task:, task].max() for task in range(len(acc))])
+    # The last task adds a zero.
+    return {"accuracy": float(final.mean()), "forgetting": float((best - final).sum() / max(len(acc) - 1, 1))}
