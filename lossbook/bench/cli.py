@@ -149,6 +149,43 @@ def run_sparse_attention(
                 console.print(f"wrote {write_sparse_reports(reports, out)}")
 
 
+@cli_app.command("decode-quality")
+def run_decode_quality(
+    methods: Annotated[str, typer.Option(help="Names separated by semicolons; default all.")] = "",
+    passages: Annotated[int, typer.Option(help="Passages, at even distances from the whole text.")] = 12,
+    context: Annotated[int, typer.Option(help="Tokens read densely.")] = 512,
+    new: Annotated[int, typer.Option(help="Tokens predicted one at a time after them.")] = 128,
+    threads: Annotated[int, typer.Option(help="Threads of the process.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write the report to this JSON file too.")] = None,
+) -> None:
+    """Loss of SmolLM2 when it decodes by Double Sparsity and by other ways to attend to few tokens."""
+    import torch
+
+    from lossbook.bench.decode_quality import QUALITY_METHODS, decode_quality, quality_table
+    from lossbook.data import DataError, smollm2
+
+    console = Console()
+    torch.set_num_threads(threads)
+    chosen = [name.strip() for name in methods.split(";")] if methods else list(QUALITY_METHODS)
+    try:
+        with console.status("reading the passages") as status:
+            report = decode_quality(
+                smollm2(),
+                chosen,
+                passages=passages,
+                context=context,
+                new=new,
+                device=device,
+                on_method=lambda method: status.update(f"measuring {method}"),
+            )
+    except (ValueError, DataError) as error:
+        raise typer.BadParameter(str(error)) from error
+    console.print(quality_table(report))
+    if out is not None:
+        console.print(f"wrote {write_json(report, out)}")
+
+
 @cli_app.command("compiled")
 def run_compiled(
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file too.")] = None,

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from lossbook.data.assets import AssetStatus, fetch, status
 from lossbook.data.cache import cache_dir
 from lossbook.data.errors import DataError
+from lossbook.data.recordings import recorded
 from lossbook.data.texts import TextInfo, text, text_info, text_names
 
 if TYPE_CHECKING:
+    from lossbook.data.continual import ReservoirBuffer, class_incremental
     from lossbook.data.digit_images import Digits, digits, noisy_digits, two_digit_images
     from lossbook.data.mnist1d import Signals, mnist1d_samples
     from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
     from lossbook.data.sentences import SentenceEncoder, minilm
-    from lossbook.data.synthetic import scores_at_auroc
+    from lossbook.data.synthetic import LatentWorld, latent_world, scores_at_auroc
     from lossbook.data.wordnet import WordNetLabels, wordnet_pairs, wordnet_retrieval, wordnet_xmc
 
 __all__ = [
@@ -26,17 +28,22 @@ __all__ = [
     "DataError",
     "Digits",
     "LanguageModel",
+    "LatentWorld",
+    "ReservoirBuffer",
     "SentenceEncoder",
     "Signals",
     "TextInfo",
     "WordNetLabels",
     "cache_dir",
+    "class_incremental",
     "digits",
     "fetch",
     "final_hidden",
+    "latent_world",
     "minilm",
     "mnist1d_samples",
     "noisy_digits",
+    "recorded",
     "scores_at_auroc",
     "smollm2",
     "smollm2_head",
@@ -52,6 +59,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ReservoirBuffer": "continual",
+    "class_incremental": "continual",
     "Digits": "digit_images",
     "digits": "digit_images",
     "noisy_digits": "digit_images",
@@ -60,6 +69,8 @@ _LAZY = {
     "mnist1d_samples": "mnist1d",
     "LanguageModel": "models",
     "final_hidden": "models",
+    "LatentWorld": "synthetic",
+    "latent_world": "synthetic",
     "scores_at_auroc": "synthetic",
     "smollm2": "models",
     "smollm2_head": "models",
