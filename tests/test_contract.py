@@ -156,7 +156,7 @@ def test_extreme_inputs_stay_finite(case, dtype, generator):
 def test_too_small_a_batch_is_refused(case, generator):
     for n in range(case.smallest):
         first = case.differentiable[0]
-        with pytest.raises(ValueError, match=rf"{first} must have shape .* >= {case.smallest}, got \({n}, "):
+        with pytest.raises(ValueError, match=rf"{first} must have shape .* >= {case.smallest}, got \((?:\d+, )*{n},"):
             case.function(**inputs_of(case, generator, n=n))
 
 

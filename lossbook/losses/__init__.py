@@ -15,7 +15,15 @@ from lossbook.losses.comp_sum import (
     comp_sum_loss,
     comp_sum_rho_margin_loss,
 )
-from lossbook.losses.contrastive import nt_xent, sup_con
+from lossbook.losses.contrastive import (
+    amcl,
+    nt_xent,
+    nt_xent_decoupled,
+    optimal_temperature,
+    sup_con,
+    temperature_penalty,
+)
+from lossbook.losses.replay import hpcr_scale, pcr, pcr_with_pairs, proxy_distillation, relation_distillation
 from lossbook.losses.retrieval import info_nce
 from lossbook.losses.robust import ALDRKLLoss, aldr_kl_lambda, aldr_kl_loss, ldr_kl_loss, normalize_scores
 
@@ -25,13 +33,22 @@ __all__ = [
     "adversarial_comp_sum_loss",
     "aldr_kl_lambda",
     "aldr_kl_loss",
+    "amcl",
     "class_margins",
     "comp_sum_loss",
     "comp_sum_rho_margin_loss",
     "correctness_aware_loss",
+    "hpcr_scale",
     "info_nce",
     "ldr_kl_loss",
     "normalize_scores",
     "nt_xent",
+    "nt_xent_decoupled",
+    "optimal_temperature",
+    "pcr",
+    "pcr_with_pairs",
+    "proxy_distillation",
+    "relation_distillation",
     "sup_con",
+    "temperature_penalty",
 ]

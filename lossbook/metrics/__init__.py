@@ -11,7 +11,7 @@ from lossbook.metrics.calibration import (
     narrowly_wrong,
 )
 from lossbook.metrics.collapse import nc1, nc2, nc3, nc4
-from lossbook.metrics.learning import peak_height
+from lossbook.metrics.learning import continual_summary, peak_height
 from lossbook.metrics.ranking import (
     AtomicMistakes,
     atomic_mistakes,
@@ -23,7 +23,14 @@ from lossbook.metrics.ranking import (
     fix_mistake,
     mann_whitney_auc,
 )
-from lossbook.metrics.retrieval import alignment, mrr_at_k, ndcg_at_k, retrieval_recall_at_k, uniformity
+from lossbook.metrics.retrieval import (
+    alignment,
+    knn_accuracy,
+    mrr_at_k,
+    ndcg_at_k,
+    retrieval_recall_at_k,
+    uniformity,
+)
 
 __all__ = [
     "AtomicMistakes",
@@ -35,8 +42,10 @@ __all__ = [
     "auroc_from_fpr",
     "best_f1",
     "brier_confidence",
+    "continual_summary",
     "expected_calibration_error",
     "fix_mistake",
+    "knn_accuracy",
     "ks_calibration_error",
     "mann_whitney_auc",
     "mrr_at_k",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lossbook._validation import check_integer, check_positive
 
-__all__ = ["alignment", "mrr_at_k", "ndcg_at_k", "retrieval_recall_at_k", "uniformity"]
+__all__ = ["alignment", "knn_accuracy", "mrr_at_k", "ndcg_at_k", "retrieval_recall_at_k", "uniformity"]
 
 # Entries of a block of similarities, so that memory stays at 32 MiB whatever the number of examples.
 _BLOCK = 2**22
@@ -66,6 +66,69 @@ def retrieval_recall_at_k(
         # How many of another class are at least as near as the nearest of the own one; all if there is none.
         rank[rows] = ((cosine >= best[:, None]) & ~same).sum(1)
     return {k: float((rank < k).mean()) for k in ks}
+
+
+def knn_accuracy(
+    train_z: ArrayLike | Tensor,
+    train_y: ArrayLike | Tensor,
+    test_z: ArrayLike | Tensor,
+    test_y: ArrayLike | Tensor,
+    k: int = 10,
+    temperature: float = 0.1,
+) -> float:
+    r"""Accuracy of classifying each test example by its k nearest training examples, weighted by their cosine.
+
+    With the cosine :math:`s_{ij}` of test example :math:`i` and training example :math:`j`, and the set :math:`K_i` of
+    the :math:`k` training examples of largest cosine, the answer is
+
+    .. math:: \hat y_i = \arg\max_c \sum_{j \in K_i : y_j = c} e^{s_{ij} / \tau} .
+
+    It asks of embeddings made without labels how far the classes lie apart in them; nothing is trained.
+
+    Args:
+        train_z: Embeddings with known classes, shape ``(N, D)`` with ``N >= 1``; scaled to unit length inside.
+        train_y: Their classes, shape ``(N,)``.
+        test_z: Embeddings to classify, shape ``(M, D)`` with ``M >= 1``; scaled to unit length inside.
+        test_y: Their right classes, shape ``(M,)``.
+        k: Number of neighbors, in [1, N]. Default 10.
+        temperature: Temperature :math:`\tau > 0` of the weights (dimensionless). Default 0.1.
+
+    Returns:
+        Share of right answers, in [0, 1]. Between classes with equal votes the smallest is the answer; which of equally
+        near neighbors count is left to the sorting.
+
+    Raises:
+        TypeError: If ``k`` is no int or ``temperature`` no number.
+        ValueError: If a shape, ``k`` or ``temperature`` is not as above, or an embedding is not finite.
+
+    Examples:
+        >>> knn_accuracy([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[3.0, 1.0], [1.0, 2.0], [2.0, 1.0]], [0, 1, 1], k=1)
+        0.6666666666666666
+
+    References:
+        Wu et al. (2018), weighted nearest neighbors; chapter 9 (:doc:`/notebooks/09_multi_head_contrastive`), where
+        :math:`\tau` and k are not those of the paper.
+    """
+    known, answers = _embeddings(train_z, train_y, ("train_z", "train_y"), at_least=1)
+    asked, right = _embeddings(test_z, test_y, ("test_z", "test_y"), at_least=1)
+    if asked.shape[1] != known.shape[1]:
+        raise ValueError(f"test_z must have shape (N, D) = (*, {known.shape[1]}), got {asked.shape}")
+    check_integer("k", k)
+    if not 1 <= k <= len(known):
+        raise ValueError(f"k must lie in [1, N] = [1, {len(known)}], got {k}")
+    check_positive("temperature", temperature)
+    classes, number = np.unique(answers, return_inverse=True)
+    hits = 0
+    for rows in _blocks(len(asked), len(known)):
+        cosine = asked[rows] @ known.T
+        near = np.argpartition(cosine, -k, axis=1)[:, -k:]
+        score = np.take_along_axis(cosine, near, axis=1)
+        votes = np.zeros((len(rows), len(classes)))
+        # Weights relative to the nearest, which neither overflow nor change the answer.
+        weight = np.exp((score - score.max(1, keepdims=True)) / temperature)
+        np.add.at(votes, (np.arange(len(rows))[:, None], number[near]), weight)
+        hits += (classes[votes.argmax(1)] == right[rows]).sum()
+    return float(hits / len(asked))
 
 
 def mrr_at_k(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int = 10) -> float:
@@ -230,23 +293,25 @@ def _array(values: ArrayLike | Tensor) -> np.ndarray:
     return np.asarray(values)
 
 
-def _unit(z: ArrayLike | Tensor) -> np.ndarray:
+def _unit(z: ArrayLike | Tensor, name: str = "z", at_least: int = 2) -> np.ndarray:
     """Embeddings as rows of unit length; a zero stays zero."""
     rows = _array(z).astype(np.float64)
-    if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(f"z must have shape (N, D) with N >= 2, got {rows.shape}")
+    if rows.ndim != 2 or len(rows) < at_least:
+        raise ValueError(f"{name} must have shape (N, D) with N >= {at_least}, got {rows.shape}")
     if not np.isfinite(rows).all():
-        raise ValueError(f"z must be finite, got {rows[~np.isfinite(rows)][0]}")
+        raise ValueError(f"{name} must be finite, got {rows[~np.isfinite(rows)][0]}")
     # Scaled first by the largest entry, so that squares of tiny and huge numbers stay in range.
     tiny = np.finfo(np.float64).tiny
     rows = rows / np.abs(rows).max(1, keepdims=True, initial=tiny)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), tiny)
 
 
-def _embeddings(z: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[np.ndarray, np.ndarray]:
-    unit, classes = _unit(z), _array(labels)
+def _embeddings(
+    z: ArrayLike | Tensor, labels: ArrayLike | Tensor, names: tuple[str, str] = ("z", "labels"), *, at_least: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
+    unit, classes = _unit(z, names[0], at_least), _array(labels)
     if classes.shape != (len(unit),):
-        raise ValueError(f"labels must have shape (N,) = ({len(unit)},), got {classes.shape}")
+        raise ValueError(f"{names[1]} must have shape (N,) = ({len(unit)},), got {classes.shape}")
     return unit, classes
 
 

@@ -13,6 +13,7 @@ from lossbook.kernels.sparse_attention.baselines import (
 )
 from lossbook.nn.attention import SparseDecodeAttention
 from lossbook.nn.calibration import TemperatureCalibrator, transformed_features
+from lossbook.nn.contrastive import AdaptiveTemperature, MultiHeadProjector
 from lossbook.nn.ensemble import Ensemble, ensemble_batches
 from lossbook.nn.random_features import (
     RandomFeatures,
@@ -31,8 +32,10 @@ from lossbook.nn.ufm import (
 )
 
 __all__ = [
+    "AdaptiveTemperature",
     "Ensemble",
     "HeavyHitterState",
+    "MultiHeadProjector",
     "RandomFeatures",
     "SparseDecodeAttention",
     "TemperatureCalibrator",
