@@ -34,7 +34,7 @@ TAGS = {
     "full-width",
 }
 PARAMETERS = 'profile = "cpu"\nseed = 0'
-MAX_BYTES, MAX_CODE_CELLS, MAX_CELL_LINES, MAX_OUTPUT_LINES, MAX_TITLE_WORDS = 1_000_000, 25, 25, 20, 8
+MAX_BYTES, MAX_CODE_CELLS, MAX_CELL_LINES, MAX_OUTPUT_LINES, MAX_TITLE_WORDS = 1_000_000, 28, 25, 20, 8
 EXERCISES = 3
 
 _MACHINE_PATH = re.compile(
@@ -136,6 +136,9 @@ def alternative_text(page: Page) -> Iterator[str]:
             yield f"cell {place} shows a figure without alternative text (metadata mystnb: image: alt)"
         if pictures and not meta.get("figure", {}).get("caption"):
             yield f"cell {place} shows a figure without a caption (metadata mystnb: figure: caption)"
+        # The caption and its label would be those of every output.
+        if "figure" in meta and len(cell.outputs) > 1:
+            yield f"cell {place} shows a figure and {len(cell.outputs) - 1} other outputs: a figure has a cell of its own"
         for output in cell.outputs:
             for tag in re.findall(r"<img\b[^>]*>", _text(output.get("data", {}).get("text/html", ""))):
                 if not re.search(r'\balt="[^"]+"', tag):
