@@ -23,6 +23,13 @@ from lossbook.losses.contrastive import (
     sup_con,
     temperature_penalty,
 )
+from lossbook.losses.metric import (
+    metric_loss,
+    metrix_embed_loss,
+    mix_embeddings,
+    pair_loss,
+    positivity_threshold,
+)
 from lossbook.losses.replay import hpcr_scale, pcr, pcr_with_pairs, proxy_distillation, relation_distillation
 from lossbook.losses.retrieval import info_nce
 from lossbook.losses.robust import ALDRKLLoss, aldr_kl_lambda, aldr_kl_loss, ldr_kl_loss, normalize_scores
@@ -41,12 +48,17 @@ __all__ = [
     "hpcr_scale",
     "info_nce",
     "ldr_kl_loss",
+    "metric_loss",
+    "metrix_embed_loss",
+    "mix_embeddings",
     "normalize_scores",
     "nt_xent",
     "nt_xent_decoupled",
     "optimal_temperature",
+    "pair_loss",
     "pcr",
     "pcr_with_pairs",
+    "positivity_threshold",
     "proxy_distillation",
     "relation_distillation",
     "sup_con",
