@@ -13,7 +13,7 @@ from lossbook._validation import check_dtype, check_integer, check_non_negative,
 
 _CLASSES, _CLASS_DIM, _CLASS_NOISE = 10, 6, 0.35
 _BLOCKS, _BLOCK_DIM = 5, 4
-_HIDDEN, _OBSERVED, _GAIN = 64, 40, 2.0
+_HIDDEN, _OBSERVED = 64, 40
 _VIEW_NOISE = 0.05
 _TRAIN, _TEST = 2000, 1000
 
@@ -137,7 +137,7 @@ def latent_world(seed: int, num_augmentations: int) -> LatentWorld:
     An example's latent variables are the prototype of its class in 6 dimensions, itself normal, plus noise of standard
     deviation 0.35, and five nuisance blocks of 4 normal dimensions each, which say nothing of the class. It is observed
     in 40 dimensions, through a fixed random network :math:`\tanh(W_2 \tanh(W_1 \cdot))` with 64 hidden units and
-    weights of standard deviation 2 over the root of the number of inputs. Real images would need hundreds of epochs
+    weights of standard deviation one over the root of the number of inputs. Real images would need hundreds of epochs
     before augmentations show their effect; here every augmentation hides one block.
 
     Args:
@@ -177,7 +177,7 @@ def latent_world(seed: int, num_augmentations: int) -> LatentWorld:
     nuisance = _BLOCKS * _BLOCK_DIM
     prototypes = normal(_CLASSES, _CLASS_DIM)
     layers = ((_CLASS_DIM + nuisance, _HIDDEN), (_HIDDEN, _OBSERVED))
-    weights = tuple(_GAIN / math.sqrt(inputs) * normal(inputs, outputs) for inputs, outputs in layers)
+    weights = tuple(normal(inputs, outputs) / math.sqrt(inputs) for inputs, outputs in layers)
     y = torch.arange(_TRAIN + _TEST) % _CLASSES
     latents = torch.cat([prototypes[y] + _CLASS_NOISE * normal(len(y), _CLASS_DIM), normal(len(y), nuisance)], 1)
     x = _observe(latents, weights)

@@ -51,7 +51,8 @@ def pcr(
         reduction: ``"mean"`` (over N, default), ``"sum"`` or ``"none"``.
 
     Returns:
-        Scalar, or shape ``(N,)`` for ``"none"``; dtype of ``features``. Zero where the batch holds one class only.
+        Scalar, or shape ``(N,)`` for ``"none"``; dtype of ``features``. At least :math:`\log n_{y_i}`, which it is
+        where the batch holds one class only.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.

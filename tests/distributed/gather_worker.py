@@ -11,6 +11,7 @@ from lossbook.distributed import gather_with_gradient
 
 ROWS, FEATURES = 10, 6
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
+PROXIES = torch.linspace(-1, 2, 16, dtype=torch.float64).cos().view(4, 4)
 
 
 def joined_batch():
@@ -41,10 +42,21 @@ def mann_whitney(z_a, z_b, target):
     return functional.softplus(cosine[~same] - cosine[same][:, None]).mean()
 
 
+def adaptive(z_a, z_b, target):
+    """Two heads of two features, and a temperature of each pair's own."""
+    a, b = (z.unflatten(1, (2, 2)).transpose(0, 1) for z in (z_a, z_b))
+    return losses.amcl(a, b, 0.5 + (a @ b.mT).sigmoid())
+
+
 LOSSES = {
     "info_nce": lambda a, b, y: losses.info_nce(a @ b.T, temperature=0.5, mask=y[:, None] != y),
     "nt_xent": lambda a, b, y: losses.nt_xent(a, b),
     "sup_con": lambda a, b, y: losses.sup_con(torch.cat([a, b]), torch.cat([y, y])),
+    "nt_xent_decoupled": lambda a, b, y: losses.nt_xent_decoupled(a, b),
+    "amcl": adaptive,
+    "pcr": lambda a, b, y: losses.pcr(torch.cat([a, b]), PROXIES, torch.cat([y, y])),
+    "pcr_with_pairs": lambda a, b, y: losses.pcr_with_pairs(torch.cat([a, b]), PROXIES, torch.cat([y, y])),
+    "relation_distillation": lambda a, b, y: losses.relation_distillation(a, b, temperature=0.5),
     "mann_whitney": mann_whitney,
 }
 

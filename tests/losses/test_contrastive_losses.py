@@ -1,4 +1,4 @@
-"""nt_xent and sup_con: peers, identities, limits, and batches in which nothing is alike."""
+"""nt_xent, its relatives with several heads, and sup_con: peers, identities, limits, and batches without positives."""
 
 import math
 import subprocess
@@ -9,7 +9,15 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
-from lossbook.losses import NoPositivesWarning, nt_xent, sup_con
+from lossbook.losses import (
+    NoPositivesWarning,
+    amcl,
+    nt_xent,
+    nt_xent_decoupled,
+    optimal_temperature,
+    sup_con,
+    temperature_penalty,
+)
 from lossbook.losses._positives import reduce_anchors
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -18,6 +26,14 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 @pytest.fixture
 def views(generator):
     return torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def heads(generator):
+    """Two views of five examples in three heads, and a temperature for each pair."""
+    first = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    second = first + torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    return first, second, 0.1 + torch.rand(3, 5, 5, generator=generator, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -130,3 +146,130 @@ def test_broken_features_stay_visible():
     broken = torch.eye(3)
     broken[0, 0] = torch.nan
     assert sup_con(broken, torch.tensor([0, 1, 1])).isnan()
+
+
+def test_leaving_out_the_positive_is_undone_by_putting_it_back(views):
+    """log(1 + e^l) of the decoupled loss is the softmax over one positive and the negatives."""
+    decoupled = nt_xent_decoupled(*views, temperature=0.4, reduction="none")
+    first, second = (torch.nn.functional.normalize(view, dim=1) for view in views)
+    with_positive = torch.nn.functional.cross_entropy(first @ second.T / 0.4, torch.arange(6), reduction="none")
+    torch.testing.assert_close(decoupled.exp().log1p(), with_positive, **EXACT)
+    assert nt_xent_decoupled(torch.eye(3), torch.eye(3), temperature=0.1) < 0
+
+
+def test_the_positive_term_is_a_gaussian_likelihood(generator):
+    """Claim of the derivation: the temperature is the variance of unit embeddings that belong together."""
+    z, other = torch.nn.functional.normalize(torch.randn(2, 40, 7, generator=generator, dtype=torch.float64), dim=2)
+    tau = 0.05 + torch.rand(40, generator=generator, dtype=torch.float64)
+    term = temperature_penalty(tau, 7) - (z * other).sum(1) / tau
+    expected = 3.5 * tau.log() + (z - other).square().sum(1) / (2 * tau)
+    torch.testing.assert_close(term, expected, **EXACT)
+    normal = torch.distributions.MultivariateNormal(z[0], tau[0] * torch.eye(7, dtype=torch.float64))
+    constant = 3.5 * math.log(2 * math.pi)
+    assert (term[0] + constant).item() == pytest.approx(-normal.log_prob(other[0]).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("sim", "beta", "dim"), [(-0.5, 0.1, 16), (0.05, 0.1, 16), (0.7, 1.0, 4), (-1.0, 2.0, 3)])
+def test_the_optimal_temperature_is_where_a_grid_search_finds_it(sim, beta, dim):
+    grid = torch.logspace(-4, 2, 200_001, dtype=torch.float64)
+    found = grid[(beta * temperature_penalty(grid, dim) - sim / grid).argmin()].item()
+    assert optimal_temperature(sim, beta=beta, dim=dim).item() == pytest.approx(found, rel=1e-3)
+
+
+def test_without_an_optimum_the_term_falls_without_bound():
+    tau = torch.logspace(0, -3, 4, dtype=torch.float64)
+    values = (0.1 * temperature_penalty(tau, 16) - 0.5 / tau).tolist()
+    assert values == sorted(values, reverse=True) and values[-1] < -100
+    with pytest.raises(ValueError, match=r"sim must be < beta = 0\.1, or the term has no minimum, got 0\.5"):
+        optimal_temperature(torch.tensor([-0.2, 0.5]), beta=0.1, dim=16)
+
+
+def test_less_alike_pairs_want_higher_temperatures():
+    tau = optimal_temperature(torch.linspace(-1, 0.09, 20), beta=0.1, dim=16)
+    assert (tau.diff() < 0).all() and (tau > 0).all()
+
+
+def test_numbers_are_taken_in_double_precision(heads):
+    first, second, _ = heads
+    penalty, optimum = temperature_penalty(0.2, 16), optimal_temperature(0, beta=0.1, dim=16)
+    assert penalty.dtype == optimum.dtype == torch.float64 and optimum == 0.125
+    assert penalty.item() == pytest.approx(8 * math.log(0.2) + 5)
+    every = torch.full((3, 5, 5), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(amcl(first, second, 0.3), amcl(first, second, every), **EXACT)
+    assert amcl(first.float(), second.float(), 0.3).dtype == torch.float32
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 3.0])
+def test_a_constant_temperature_makes_amcl_a_sum_of_heads(heads, beta):
+    """And beta cancels."""
+    first, second, _ = heads
+    one_by_one = sum(
+        nt_xent_decoupled(a, b, temperature=0.3, reduction="none") for a, b in zip(first, second, strict=True)
+    )
+    torch.testing.assert_close(amcl(first, second, 0.3, beta=beta, reduction="none"), one_by_one, **EXACT)
+
+
+def test_the_printed_loss_lies_below_by_at_most_the_logarithm_of_the_negatives(heads):
+    first, second, _ = heads
+    smooth, hard = (amcl(first, second, 0.3, negatives=kind, reduction="none") for kind in ("logsumexp", "max"))
+    gap = smooth - hard
+    assert (gap >= 0).all() and (gap <= 3 * math.log(4)).all()
+    colder = amcl(first, second, 1e-3, reduction="none") - amcl(first, second, 1e-3, negatives="max", reduction="none")
+    assert (colder < gap).all(), "the gap closes as the temperature falls"
+
+
+def test_the_hardest_negative_is_chosen_by_cosine_not_by_its_score():
+    """The likelier negative is the one with the lower temperature, the nearer one has a high temperature."""
+    a = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]], dtype=torch.float64)
+    b = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]], dtype=torch.float64)
+    tau = torch.ones(1, 3, 3, dtype=torch.float64)
+    tau[0, 0, 1] = 10.0
+    first = amcl(a, b, tau, beta=0.0, negatives="max", reduction="none")[0].item()
+    assert first == pytest.approx(0.08 - 1.0)
+
+
+def test_heads_are_added_and_their_order_does_not_matter(heads):
+    parts = [amcl(*(x[c : c + 1] for x in heads), reduction="none") for c in range(3)]
+    torch.testing.assert_close(amcl(*heads, reduction="none"), sum(parts), **EXACT)
+    torch.testing.assert_close(amcl(*(x.flip(0) for x in heads)), amcl(*heads), **EXACT)
+
+
+def test_examples_may_come_in_any_order(heads, generator):
+    order = torch.randperm(5, generator=generator)
+    shuffled = amcl(*(x[:, order] for x in heads[:2]), heads[2][:, order][:, :, order], reduction="none")
+    torch.testing.assert_close(shuffled, amcl(*heads, reduction="none")[order], **EXACT)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("negatives", ["logsumexp", "max"])
+def test_lengths_do_not_matter_to_amcl(heads, scale, negatives):
+    first, second, tau = heads
+    scaled = amcl(scale * first, second / scale, tau, negatives=negatives)
+    torch.testing.assert_close(scaled, amcl(first, second, tau, negatives=negatives), **EXACT)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1), (5, 5), (1, 5), (3, 5, 1)])
+def test_temperatures_are_broadcast(heads, shape, generator):
+    tau = 0.2 + torch.rand(shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(amcl(*heads[:2], tau), amcl(*heads[:2], tau.expand(3, 5, 5).clone()), **EXACT)
+
+
+def test_the_penalty_sees_the_dimension_it_is_told(heads):
+    torch.testing.assert_close(amcl(*heads, dim=4), amcl(*heads), **EXACT)
+    assert amcl(*heads, dim=40) != amcl(*heads)
+
+
+def test_temperatures_may_be_of_another_precision(heads):
+    first, second, tau = heads
+    mixed = amcl(first.bfloat16(), second.bfloat16(), tau.float())
+    assert mixed.dtype == torch.bfloat16
+    assert mixed.item() == pytest.approx(amcl(first, second, tau).item(), rel=0.05)
+
+
+def test_raising_the_temperature_of_a_negative_lowers_its_pull(heads):
+    """At beta 0, for a negative with a positive cosine."""
+    first, _, tau = heads
+    leaf = tau.clone().requires_grad_()
+    amcl(first.abs(), first.abs(), leaf, beta=0.0).backward()
+    own = torch.eye(5, dtype=torch.bool).expand(3, 5, 5)
+    assert (leaf.grad[own] > 0).all() and (leaf.grad[~own] < 0).all()

@@ -1,10 +1,10 @@
-"""The height of a double-descent peak, on curves drawn by hand."""
+"""The height of a double-descent peak and what a learner of many tasks keeps, on curves drawn by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from lossbook.metrics import peak_height
+from lossbook.metrics import continual_summary, peak_height
 
 SIZES = [10, 50, 60, 100, 170, 200, 400]
 
@@ -51,3 +51,39 @@ def test_order_scale_and_container_do_not_matter():
 def test_bad_arguments_are_named(arguments, keywords, message):
     with pytest.raises(ValueError, match=message):
         peak_height(*arguments, **keywords)
+
+
+def test_a_learner_of_three_tasks_worked_by_hand():
+    """Forgotten: 90 - 50 points of the first task and 75 - 70 of the second."""
+    summary = continual_summary([[90, 0, 0], [60, 75, 0], [50, 70, 99]])
+    assert summary == {"accuracy": pytest.approx(73.0), "forgetting": pytest.approx((40 + 5) / 2)}
+    assert all(isinstance(value, float) for value in summary.values())
+
+
+def test_what_is_learned_later_is_not_forgotten():
+    assert continual_summary([[0.2, 0.0], [0.9, 0.8]]) == {"accuracy": pytest.approx(0.85), "forgetting": 0.0}
+    assert continual_summary([[0.7]]) == {"accuracy": 0.7, "forgetting": 0.0}
+
+
+def test_tasks_not_yet_learned_do_not_count(generator):
+    acc = torch.rand(6, 6, generator=generator, dtype=torch.float64)
+    lower, unknown = acc.tril(), torch.where(torch.ones(6, 6).tril() == 1, acc, torch.nan)
+    expected = continual_summary(lower)
+    assert continual_summary(unknown) == continual_summary(acc.numpy()) == expected
+    drops = [max(acc[t, u] for t in range(u, 6)) - acc[5, u] for u in range(5)]
+    assert expected["forgetting"] == pytest.approx(sum(drops).item() / 5)
+    assert expected["accuracy"] == pytest.approx(acc[5].mean().item())
+
+
+@pytest.mark.parametrize(
+    ("acc", "message"),
+    [
+        ([0.5, 0.6], r"acc must have shape \(T, T\) with T >= 1, got \(2,\)"),
+        ([[0.5, 0.6]], r"acc must have shape \(T, T\) with T >= 1, got \(1, 2\)"),
+        (np.zeros((0, 0)), r"acc must have shape \(T, T\) with T >= 1, got \(0, 0\)"),
+        ([[0.5, 0.0], [np.nan, 0.5]], "acc must be finite on and below the diagonal, got nan"),
+    ],
+)
+def test_bad_accuracies_are_named(acc, message):
+    with pytest.raises(ValueError, match=message):
+        continual_summary(acc)
