@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lossbook.data import LanguageModel
     from lossbook.integrations.transformers import Calibration
 
+__all__ = ["QUALITY_METHODS", "QualityMethod", "decode_quality", "lost_by_methods", "quality_table"]
+
 KIND = "decode-quality"
 _ATTENTION = "lossbook_decode_quality"
 # Dense in every method, as in the code of Double Sparsity.

@@ -138,7 +138,8 @@ def alternative_text(page: Page) -> Iterator[str]:
             yield f"cell {place} shows a figure without a caption (metadata mystnb: figure: caption)"
         # The caption and its label would be those of every output.
         if "figure" in meta and len(cell.outputs) > 1:
-            yield f"cell {place} shows a figure and {len(cell.outputs) - 1} other outputs: a figure has a cell of its own"
+            others = len(cell.outputs) - 1
+            yield f"cell {place} shows a figure and {others} other outputs: a figure has a cell of its own"
         for output in cell.outputs:
             for tag in re.findall(r"<img\b[^>]*>", _text(output.get("data", {}).get("text/html", ""))):
                 if not re.search(r'\balt="[^"]+"', tag):
