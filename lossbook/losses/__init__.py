@@ -30,8 +30,21 @@ from lossbook.losses.metric import (
     pair_loss,
     positivity_threshold,
 )
+from lossbook.losses.multilabel import (
+    decoupled_softmax,
+    log_soft_topk,
+    multilabel_softmax,
+    soft_topk,
+    soft_topk_loss,
+)
 from lossbook.losses.replay import hpcr_scale, pcr, pcr_with_pairs, proxy_distillation, relation_distillation
-from lossbook.losses.retrieval import info_nce
+from lossbook.losses.retrieval import (
+    info_nce,
+    mann_whitney,
+    mann_whitney_retrieval,
+    ranknet_retrieval,
+    siglip,
+)
 from lossbook.losses.robust import ALDRKLLoss, aldr_kl_lambda, aldr_kl_loss, ldr_kl_loss, normalize_scores
 
 __all__ = [
@@ -45,12 +58,17 @@ __all__ = [
     "comp_sum_loss",
     "comp_sum_rho_margin_loss",
     "correctness_aware_loss",
+    "decoupled_softmax",
     "hpcr_scale",
     "info_nce",
     "ldr_kl_loss",
+    "log_soft_topk",
+    "mann_whitney",
+    "mann_whitney_retrieval",
     "metric_loss",
     "metrix_embed_loss",
     "mix_embeddings",
+    "multilabel_softmax",
     "normalize_scores",
     "nt_xent",
     "nt_xent_decoupled",
@@ -60,7 +78,11 @@ __all__ = [
     "pcr_with_pairs",
     "positivity_threshold",
     "proxy_distillation",
+    "ranknet_retrieval",
     "relation_distillation",
+    "siglip",
+    "soft_topk",
+    "soft_topk_loss",
     "sup_con",
     "temperature_penalty",
 ]

@@ -12,6 +12,7 @@ from lossbook.metrics.calibration import (
 )
 from lossbook.metrics.collapse import nc1, nc2, nc3, nc4
 from lossbook.metrics.learning import continual_summary, peak_height
+from lossbook.metrics.multilabel import multilabel_precision_at_k, multilabel_recall_at_k
 from lossbook.metrics.ranking import (
     AtomicMistakes,
     atomic_mistakes,
@@ -28,8 +29,10 @@ from lossbook.metrics.retrieval import (
     knn_accuracy,
     mrr_at_k,
     ndcg_at_k,
+    pooled_retrieval_auc,
     retrieval_recall_at_k,
     uniformity,
+    utilization,
 )
 
 __all__ = [
@@ -49,6 +52,8 @@ __all__ = [
     "ks_calibration_error",
     "mann_whitney_auc",
     "mrr_at_k",
+    "multilabel_precision_at_k",
+    "multilabel_recall_at_k",
     "narrowly_wrong",
     "nc1",
     "nc2",
@@ -56,6 +61,8 @@ __all__ = [
     "nc4",
     "ndcg_at_k",
     "peak_height",
+    "pooled_retrieval_auc",
     "retrieval_recall_at_k",
     "uniformity",
+    "utilization",
 ]

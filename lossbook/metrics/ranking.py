@@ -299,8 +299,8 @@ def mann_whitney_auc(pos: ArrayLike | Tensor, neg: ArrayLike | Tensor) -> float:
         0.75
 
     References:
-        Sheikholeslami et al. (2025), Section 2; chapter 8. The same ranks as :func:`auroc`, chapter 6
-        (:doc:`/notebooks/06_auroc_auprc`).
+        Sheikholeslami et al. (2025), Section 2; chapter 8 (:doc:`/notebooks/08_mann_whitney`). The same ranks as
+        :func:`auroc`, chapter 6 (:doc:`/notebooks/06_auroc_auprc`).
     """
     return _probability_of_order(_scores("pos", pos), _scores("neg", neg))
 
@@ -327,8 +327,8 @@ def best_f1(pos: ArrayLike | Tensor, neg: ArrayLike | Tensor) -> float:
         0.8
 
     References:
-        Chapter 8, where one threshold serves all queries; the ranks behind it, chapter 6
-        (:doc:`/notebooks/06_auroc_auprc`).
+        Chapter 8 (:doc:`/notebooks/08_mann_whitney`), where one threshold serves all queries; the ranks behind it,
+        chapter 6 (:doc:`/notebooks/06_auroc_auprc`).
     """
     positive, negative = np.sort(_scores("pos", pos)), np.sort(_scores("neg", neg))
     # A threshold between two positives fires on no more positives than the upper one: the maximum is at a positive.

@@ -13,8 +13,18 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossbook._validation import check_integer, check_positive
+from lossbook.metrics.ranking import mann_whitney_auc
 
-__all__ = ["alignment", "knn_accuracy", "mrr_at_k", "ndcg_at_k", "retrieval_recall_at_k", "uniformity"]
+__all__ = [
+    "alignment",
+    "knn_accuracy",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "pooled_retrieval_auc",
+    "retrieval_recall_at_k",
+    "uniformity",
+    "utilization",
+]
 
 # Entries of a block of similarities, so that memory stays at 32 MiB whatever the number of examples.
 _BLOCK = 2**22
@@ -161,7 +171,7 @@ def mrr_at_k(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int =
         Equals torchmetrics' ``retrieval_reciprocal_rank``, averaged over the queries, where all scores are positive
         (theirs takes a document without a positive score for not retrieved) and none are equal.
     """
-    score, relevant = _scores(scores, relevance, k)
+    score, relevant = _scores(scores, relevance, "k", k)
     best = np.where(relevant, score, -np.inf).max(1)
     rank = 1.0 + ((score >= best[:, None]) & ~relevant).sum(1)
     return float(np.where(relevant.any(1) & (rank <= k), 1 / rank, 0.0).mean())
@@ -198,12 +208,64 @@ def ndcg_at_k(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int 
     """
     from sklearn.metrics import ndcg_score
 
-    score, relevant = _scores(scores, relevance, k)
+    score, relevant = _scores(scores, relevance, "k", k)
     if score.shape[1] < 2:
         raise ValueError(f"scores must have shape (Q, D) with D >= 2, got {score.shape}")
     if not np.isfinite(score).all():
         raise ValueError(f"scores must be finite, got {score[~np.isfinite(score)][0]}")
     return float(ndcg_score(relevant, score, k=k))
+
+
+def pooled_retrieval_auc(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, top_negatives: int = 500) -> float:
+    r"""AUC of all queries together: relevant documents against each query's highest other ones, across queries.
+
+    With the scores :math:`s_{qd}` of the relevant documents :math:`P_q` of query :math:`q` and of the ``top_negatives``
+    documents :math:`N_q` of largest score among the others, pooled into :math:`S^+ = \{ s_{qd} : d \in P_q \}` and
+    :math:`S^- = \{ s_{qd} : d \in N_q \}` over all :math:`q`,
+
+    .. math::
+        \mathrm{AUC} = \frac{1}{|S^+| \, |S^-|} \sum_{a \in S^+} \sum_{b \in S^-}
+        \left( \mathbb{1}[a > b] + \tfrac{1}{2} \mathbb{1}[a = b] \right) .
+
+    Unlike the mean of one AUC per query it says how well one threshold serves all queries: it changes when a number is
+    added to the scores of one query.
+
+    Args:
+        scores: Scores, higher for "relevant", shape ``(Q, D)``: one row per query, one column per document. ``-inf``
+            takes a document out; a relevant one then counts as below all negatives.
+        relevance: Which documents are relevant, bool or 0 and 1, shape ``(Q, D)``.
+        top_negatives: Negatives of each query that count, >= 1; all if there are fewer. Default 500.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        TypeError: If ``top_negatives`` is no int.
+        ValueError: If the shapes differ, are not 2-D or have no row, ``top_negatives`` < 1, a score is NaN, a relevance
+            is neither 0 nor 1, or there is no relevant document or no other one.
+
+    Examples:
+        >>> scores, relevance = [[0.9, 0.8, 0.1], [0.2, 0.3, 0.1]], [[1, 0, 0], [0, 1, 0]]
+        >>> pooled_retrieval_auc(scores, relevance, top_negatives=1)  # 0.3 lies below the other query's 0.8
+        0.75
+
+    Note:
+        With all negatives it equals scikit-learn's ``roc_auc_score`` of the flattened arrays.
+
+    References:
+        Sheikholeslami et al. (2025), Section 4, protocol with 500 negatives; chapter 8
+        (:doc:`/notebooks/08_mann_whitney`).
+    """
+    score, relevant = _scores(scores, relevance, "top_negatives", top_negatives)
+    if not relevant.any():
+        raise ValueError(f"relevance must have a relevant document for some query, got none in {len(score)}")
+    negative = np.where(relevant, -np.inf, score)
+    kept = min(top_negatives, negative.shape[1])
+    negative = np.partition(negative, -kept, axis=1)[:, -kept:]
+    negative = negative[negative > -np.inf]
+    if not len(negative):
+        raise ValueError(f"relevance must leave a document that is not relevant, got none in {len(score)} queries")
+    return mann_whitney_auc(score[relevant], negative)
 
 
 def alignment(z: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
@@ -280,6 +342,47 @@ def uniformity(z: ArrayLike | Tensor, t: float = 2.0) -> float:
     return float(np.logaddexp.reduce(logs) - np.log(n * (n - 1)))
 
 
+def utilization(queries: ArrayLike | Tensor, gallery: ArrayLike | Tensor, chunk_size: int | None = None) -> float:
+    r"""Mean squared distance from each query to its nearest point of a gallery; lower is better covered.
+
+    With :math:`Q` unit queries :math:`q_i` and the unit embeddings :math:`X` of the gallery,
+
+    .. math:: u(Q, X) = \frac{1}{Q} \sum_{i=1}^{Q} \min_{x \in X} \lVert q_i - x \rVert^2 .
+
+    With embeddings of unseen classes as queries and of the training set as gallery it says how much of the space that
+    tests need has been used in training. A larger gallery can only lower it.
+
+    Args:
+        queries: Embeddings, shape ``(Q, D)`` with ``Q >= 1``; scaled to unit length inside.
+        gallery: Embeddings, shape ``(M, D)`` with ``M >= 1``; scaled to unit length inside.
+        chunk_size: Queries compared at a time, >= 1; the result does not depend on it. Default as many as fit in
+            32 MiB.
+
+    Returns:
+        A number in [0, 4].
+
+    Raises:
+        TypeError: If ``chunk_size`` is no int.
+        ValueError: If a shape or ``chunk_size`` is not as above, or an embedding is not finite.
+
+    Examples:
+        >>> utilization([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [-1.0, 0.0]])
+        1.0
+
+    References:
+        Venkataramanan et al. (2022), analysis of the embedding space; chapter 10 (:doc:`/notebooks/10_metric_mix`).
+    """
+    asked, known = _unit(queries, "queries", 1), _unit(gallery, "gallery", 1)
+    if known.shape[1] != asked.shape[1]:
+        raise ValueError(f"gallery must have shape (M, D) = (*, {asked.shape[1]}), got {known.shape}")
+    if chunk_size is None:
+        chunk_size = max(1, _BLOCK // len(known))
+    check_integer("chunk_size", chunk_size)
+    check_positive("chunk_size", chunk_size)
+    nearest = [(asked[i : i + chunk_size] @ known.T).max(1) for i in range(0, len(asked), chunk_size)]
+    return float((2 - 2 * np.concatenate(nearest).clip(-1, 1)).mean())
+
+
 def _blocks(rows: int, columns: int) -> Iterator[np.ndarray]:
     """Row indices in blocks of about ``_BLOCK`` entries."""
     yield from np.array_split(np.arange(rows), -(-rows * columns // _BLOCK))
@@ -315,7 +418,10 @@ def _embeddings(
     return unit, classes
 
 
-def _scores(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _scores(
+    scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, name: str, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and relevance as arrays, with the number of documents that count, an argument called ``name``, checked."""
     score, relevant = _array(scores).astype(np.float64), _array(relevance)
     if score.ndim != 2 or len(score) < 1:
         raise ValueError(f"scores must have shape (Q, D) with Q >= 1, got {score.shape}")
@@ -325,7 +431,7 @@ def _scores(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int) -
         raise ValueError("scores must not be NaN, got NaN")
     if not np.isin(relevant, (0, 1)).all():
         raise ValueError(f"relevance must be 0 or 1, got {relevant[~np.isin(relevant, (0, 1))][0]}")
-    check_integer("k", k)
-    if k < 1:
-        raise ValueError(f"k must be >= 1, got {k}")
+    check_integer(name, count)
+    if count < 1:
+        raise ValueError(f"{name} must be >= 1, got {count}")
     return score, relevant.astype(bool)

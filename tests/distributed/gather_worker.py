@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from lossbook import losses
@@ -35,13 +34,6 @@ def new_model():
     return model
 
 
-def mann_whitney(z_a, z_b, target):
-    """Every positive pair of the batch against every negative pair, across queries."""
-    cosine = functional.normalize(z_a, dim=1) @ functional.normalize(z_b, dim=1).T
-    same = target[:, None] == target
-    return functional.softplus(cosine[~same] - cosine[same][:, None]).mean()
-
-
 def adaptive(z_a, z_b, target):
     """Two heads of two features, and a temperature of each pair's own."""
     a, b = (z.unflatten(1, (2, 2)).transpose(0, 1) for z in (z_a, z_b))
@@ -57,7 +49,11 @@ LOSSES = {
     "pcr": lambda a, b, y: losses.pcr(torch.cat([a, b]), PROXIES, torch.cat([y, y])),
     "pcr_with_pairs": lambda a, b, y: losses.pcr_with_pairs(torch.cat([a, b]), PROXIES, torch.cat([y, y])),
     "relation_distillation": lambda a, b, y: losses.relation_distillation(a, b, temperature=0.5),
-    "mann_whitney": mann_whitney,
+    "mann_whitney": lambda a, b, y: losses.mann_whitney_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
+    "ranknet": lambda a, b, y: losses.ranknet_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
+    "siglip": lambda a, b, y: losses.siglip(a @ b.T, temperature=0.5, bias=-1.0, mask=y[:, None] != y),
+    "decoupled_softmax": lambda a, b, y: losses.decoupled_softmax(a @ b.T, y[:, None] == y),
+    "soft_topk": lambda a, b, y: losses.soft_topk_loss(a @ b.T, y[:, None] == y, k=2),
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_reciprocal_rank
 
@@ -54,6 +55,34 @@ def test_a_document_at_minus_infinity_is_out():
     scores = torch.tensor([[-torch.inf, 0.5, 0.1]])
     assert metrics.mrr_at_k(scores, torch.tensor([[0, 0, 1]])) == 1 / 2
     assert metrics.mrr_at_k(scores, torch.tensor([[1, 0, 0]]), k=2) == 0
+
+
+@pytest.mark.parametrize("decimals", [None, 0])
+def test_pooled_auc_of_all_negatives_equals_scikit_learn(ranked, decimals):
+    scores, relevance = ranked
+    scores = scores if decimals is None else scores.round(decimals=decimals)
+    expected = roc_auc_score(relevance.flatten(), scores.flatten())
+    for count in (30, 500):
+        assert metrics.pooled_retrieval_auc(scores, relevance, count) == pytest.approx(expected, abs=1e-13)
+
+
+def test_pooled_auc_takes_the_highest_negatives_of_each_query(ranked):
+    scores, relevance = ranked
+    negatives = [row[~right].topk(3).values for row, right in zip(scores, relevance, strict=True)]
+    expected = metrics.mann_whitney_auc(scores[relevance], torch.cat(negatives))
+    assert metrics.pooled_retrieval_auc(scores, relevance, top_negatives=3) == expected
+    out = torch.where(relevance | (torch.arange(30) % 2 == 0), scores, -torch.inf)
+    kept = metrics.mann_whitney_auc(scores[relevance], out[~relevance & (out > -torch.inf)])
+    assert metrics.pooled_retrieval_auc(out, relevance) == kept, "a document at minus infinity is out"
+
+
+def test_pooled_auc_notices_offsets_of_queries_that_ranks_do_not(ranked, generator):
+    scores, relevance = ranked
+    scores = scores + 3 * relevance
+    moved = scores + 100 * torch.randn(20, 1, generator=generator, dtype=torch.float64)
+    assert metrics.mrr_at_k(moved, relevance) == metrics.mrr_at_k(scores, relevance)
+    assert metrics.pooled_retrieval_auc(scores, relevance) > 0.9
+    assert metrics.pooled_retrieval_auc(moved, relevance) < 0.7
 
 
 @pytest.mark.parametrize("block", [1, 100, 2**22])
@@ -130,6 +159,11 @@ Z, Y = torch.eye(3), [0, 0, 1]
         (lambda: metrics.mrr_at_k(Z, 2 * Z), ValueError, "relevance must be 0 or 1, got 2.0"),
         (lambda: metrics.mrr_at_k(Z * torch.nan, Z), ValueError, "scores must not be NaN"),
         (lambda: metrics.mrr_at_k(Z, Z, k=0), ValueError, "k must be >= 1, got 0"),
+        (lambda: metrics.pooled_retrieval_auc(Z, Z, 0), ValueError, "top_negatives must be >= 1, got 0"),
+        (lambda: metrics.pooled_retrieval_auc(Z, Z, 2.0), TypeError, "top_negatives must be an int, got float"),
+        (lambda: metrics.pooled_retrieval_auc(Z, 0 * Z), ValueError, "relevance must have a relevant document .* in 3"),
+        (lambda: metrics.pooled_retrieval_auc(Z, 0 * Z + 1), ValueError, "relevance must leave a document that is not"),
+        (lambda: metrics.pooled_retrieval_auc(Z[0], Z[0]), ValueError, r"scores must have shape \(Q, D\) with Q >= 1"),
         (
             lambda: metrics.ndcg_at_k(Z[:, :1], Z[:, :1]),
             ValueError,
