@@ -23,7 +23,7 @@ WITHOUT_PRODUCT = {
 
 @pytest.mark.parametrize("architecture", compiled.ARCHITECTURES)
 def test_half_precision(architecture):
-    built = compiled.compile_all([architecture], ["bf16"])
+    built = [compiled.compile_build(build) for build in compiled.cross_entropy_builds(architecture, "bf16")]
     assert {entry.kernel for entry in built} >= WITHOUT_PRODUCT | {"statistics_kernel", "logit_gradient_kernel"}
     for entry in built:
         check_resources(entry)
@@ -34,7 +34,8 @@ def test_half_precision(architecture):
 @pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
 def test_single_precision(architecture):
     """Products of three TensorFloat-32 ones; tiles for all options are too low for the widest instruction."""
-    for entry in compiled.compile_all([architecture], ["fp32"]):
+    for build in compiled.cross_entropy_builds(architecture, "fp32"):
+        entry = compiled.compile_build(build)
         check_resources(entry)
         if entry.kernel not in WITHOUT_PRODUCT and not entry.variant.startswith("full"):
             assert entry.matrix_instructions > 0, entry
@@ -46,6 +47,12 @@ def check_resources(entry):
     assert entry.shared_bytes <= compiled.SHARED_BYTES[entry.architecture], entry
     # Sums in an order that depends on timing would not repeat.
     assert entry.float_atomics == 0, entry
+
+
+def test_all_kernels_are_listed(monkeypatch):
+    monkeypatch.setattr(compiled, "compile_build", lambda build: build.kernel.__name__)
+    names = set(compiled.compile_all(["sm_90"], ["bf16"]))
+    assert names >= WITHOUT_PRODUCT | {"statistics_kernel", "decode_kernel", "score_kernel"}
 
 
 def test_there_is_a_specialized_build_where_it_compiles():
