@@ -17,6 +17,7 @@ from lossbook.data.texts import TextInfo, text, text_info, text_names
 if TYPE_CHECKING:
     from lossbook.data.continual import ReservoirBuffer, class_incremental
     from lossbook.data.digit_images import Digits, digits, noisy_digits, two_digit_images
+    from lossbook.data.images import glyphs, random_warp
     from lossbook.data.mnist1d import Signals, mnist1d_samples
     from lossbook.data.models import LanguageModel, final_hidden, smollm2, smollm2_head, token_blocks
     from lossbook.data.sentences import SentenceEncoder, minilm
@@ -39,10 +40,12 @@ __all__ = [
     "digits",
     "fetch",
     "final_hidden",
+    "glyphs",
     "latent_world",
     "minilm",
     "mnist1d_samples",
     "noisy_digits",
+    "random_warp",
     "recorded",
     "scores_at_auroc",
     "smollm2",
@@ -65,6 +68,8 @@ _LAZY = {
     "digits": "digit_images",
     "noisy_digits": "digit_images",
     "two_digit_images": "digit_images",
+    "glyphs": "images",
+    "random_warp": "images",
     "Signals": "mnist1d",
     "mnist1d_samples": "mnist1d",
     "LanguageModel": "models",

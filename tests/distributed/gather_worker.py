@@ -40,6 +40,13 @@ def adaptive(z_a, z_b, target):
     return losses.amcl(a, b, 0.5 + (a @ b.mT).sigmoid())
 
 
+def metrix_of_views(z_a, z_b, target):
+    """The partner of each row of the joined batch is the other view of its example."""
+    partner = torch.arange(2 * len(target)).roll(len(target))
+    options = {"lam": 0.3, "partner": partner, "gamma": 5.0}
+    return losses.metrix_embed_loss(torch.cat([z_a, z_b]), torch.cat([target, target]), **options)
+
+
 LOSSES = {
     "info_nce": lambda a, b, y: losses.info_nce(a @ b.T, temperature=0.5, mask=y[:, None] != y),
     "nt_xent": lambda a, b, y: losses.nt_xent(a, b),
@@ -49,6 +56,8 @@ LOSSES = {
     "pcr": lambda a, b, y: losses.pcr(torch.cat([a, b]), PROXIES, torch.cat([y, y])),
     "pcr_with_pairs": lambda a, b, y: losses.pcr_with_pairs(torch.cat([a, b]), PROXIES, torch.cat([y, y])),
     "relation_distillation": lambda a, b, y: losses.relation_distillation(a, b, temperature=0.5),
+    "metric_loss": lambda a, b, y: losses.metric_loss(torch.cat([a, b]), torch.cat([y, y])),
+    "metrix_embed_loss": metrix_of_views,
     "mann_whitney": lambda a, b, y: losses.mann_whitney_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
     "ranknet": lambda a, b, y: losses.ranknet_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
     "siglip": lambda a, b, y: losses.siglip(a @ b.T, temperature=0.5, bias=-1.0, mask=y[:, None] != y),
