@@ -96,7 +96,7 @@ def nt_xent_decoupled(z_a: Tensor, z_b: Tensor, *, temperature: float = 0.5, red
         reduction: ``"mean"`` (over B, default), ``"sum"`` or ``"none"``.
 
     Returns:
-        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``z_a``. In :math:`\pm 2 / \tau`, plus
+        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``z_a``. At most :math:`2 / \tau` from
         :math:`\log(B - 1)`.
 
     Raises:

@@ -69,7 +69,7 @@ def pcr(
         :func:`lossbook.distributed.gather_with_gradient`: the counts are those of the joined batch.
 
     References:
-        Lin et al. (2023), Eq. of the PCR loss; Menon et al. (2021) for adjusted logits; chapter 11
+        Lin et al. (2023), definition of the loss; Menon et al. (2021) for adjusted logits; chapter 11
         (:doc:`/notebooks/11_contrastive_replay`). The public code adds 1e-6 to the lengths.
     """
     _check_proxies(features, proxies, target)
