@@ -61,6 +61,16 @@ def test_every_example_stays_with_the_same_probability(chunk):
     assert 0.001 < stats.chi2.sf(statistic.item(), df=59) < 0.999
 
 
+def test_even_the_smallest_reservoir_is_fair():
+    """One place and a stream of three: a draw that is off by one would never keep the first."""
+    counts = torch.zeros(3)
+    for seed in range(900):
+        buffer = ReservoirBuffer(1, seed=seed)
+        buffer.add(item=torch.arange(3))
+        counts[buffer.sample(1)["item"]] += 1
+    assert stats.chisquare(counts.numpy()).pvalue > 0.001
+
+
 def test_it_fills_up_first_and_then_stays_full():
     buffer = ReservoirBuffer(5)
     assert len(buffer) == 0
