@@ -40,13 +40,14 @@ def first_row(target: Tensor, value: bool) -> Tensor:
     return target
 
 
+def rows_without(value: bool, dtype: torch.dtype, normalize: bool):
+    """The first query with all labels right or none, and what ``target`` may hold besides booleans."""
+    return lambda i, g: {"target": first_row(i["target"], not value).to(dtype), "normalize": normalize}
+
+
 TARGETS = {
-    "integers": lambda i, g: {"target": i["target"].int()},
-    "floats": lambda i, g: {"target": i["target"].float()},
-    "no-right-label": lambda i, g: {"target": first_row(i["target"], False)},
-    "no-wrong-label": lambda i, g: {"target": first_row(i["target"], True)},
-    "normalize": lambda i, g: {"normalize": True},
-    "sum": lambda i, g: {"normalize": False},
+    "no-right-label": rows_without(True, torch.int32, True),
+    "no-wrong-label": rows_without(False, torch.float32, False),
 }
 
 
@@ -274,7 +275,6 @@ CASES = (
             options=lambda i, g: {"k": 3, "alpha": 1.3},
         ),
         bad=(*LOGITS_BAD, *TARGET_BAD, *TOPK_BAD),
-        options={"sum": lambda i, g: TARGETS["no-right-label"](i, g) | {"normalize": False, "alpha": 2.5}},
         extreme=extreme_scores,
         documented=losses.soft_topk_loss,
     ),

@@ -221,6 +221,17 @@ def test_log_does_not_underflow():
     assert log_soft_topk(x, 1)[0, 2].item() == pytest.approx(-1999.5)
 
 
+def test_soft_topk_loss_adds_up_the_logarithms_of_soft_topk(generator):
+    logits = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    target = torch.rand(4, 8, generator=generator) < 0.4
+    k = torch.tensor([1, 2, 3, 6])
+    total = -(log_soft_topk(logits, k, alpha=2.5) * target).sum(1)
+    each = soft_topk_loss(logits, target.int(), k=k, alpha=2.5, normalize=False, reduction="none")
+    torch.testing.assert_close(each, total, **EXACT)
+    mean = soft_topk_loss(logits, target.double(), k=k, alpha=2.5)
+    torch.testing.assert_close(mean, (total / target.sum(1).clamp(min=1)).mean(), **EXACT)
+
+
 def test_soft_topk_in_functorch_transforms(generator):
     x = torch.randn(2, 6, generator=generator, dtype=torch.float64)
     expected = torch.autograd.functional.jacobian(lambda x: soft_topk(x, 2)[0, 0], x)
