@@ -258,6 +258,15 @@ def test_the_default_gamma_stays_finite_in_half_precision(dtype):
     assert loss.item() == pytest.approx(exact, rel=torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_pair_without_weight_does_not_overflow(dtype):
+    """A negative far away, whose exponent as a positive is beyond any float, but which is none."""
+    sim = torch.tensor([[-1e4, 1e4]], dtype=dtype, requires_grad=True)
+    loss = pair_loss(sim, torch.tensor([[0.0, 1.0]]))
+    (slope,) = torch.autograd.grad(loss, sim)
+    assert loss == 0 and (slope == 0).all()
+
+
 def test_a_tiny_loss_keeps_its_digits():
     """log(1 + x) of an x that 1 + x would round away."""
     loss = pair_loss(torch.tensor([[-0.5]]), torch.tensor([[0.0]]))
