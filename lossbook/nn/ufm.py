@@ -346,6 +346,32 @@ class UnconstrainedFeatureModel(nn.Module):
         squares = torch.stack([factor.square().sum((-2, -1)) for factor in (*self.weights, self.features)], -1)
         return misfit + (self.decays * squares).sum(-1) / 2
 
+    @torch.no_grad()
+    def differentiate(self) -> None:
+        """Put the gradient of :meth:`objective` by every parameter in its ``grad``, in place of what was there.
+
+        The chain rule by hand. The matrices are small, so that :func:`torch.autograd.backward` would take several times
+        as long. Parameters may have a leading dimension of B models, as for :meth:`objective`.
+
+        Returns:
+            None.
+        """
+        above = [self.weights[-1]]  # products from the classifier down: that of all layers comes last
+        for weight in reversed(list(self.weights)[:-1]):
+            above.append(above[-1] @ weight)
+        logits = self()
+        output = logits.softmax(-1) if self.loss == "ce" else logits
+        onehot = self.labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+        error = (output - onehot.to(output.dtype)) / output.shape[-2]
+        decays = self.decays[..., None, None].unbind(-3)
+        self.features.grad = error @ above[-1] + decays[-1] * self.features
+        if self.bias is not None:
+            self.bias.grad = error.sum(-2)
+        below = error.mT @ self.features  # slope by the product of all layers, times the layers below this one
+        for weight, decay, product in zip(self.weights, decays, (*reversed(above[:-1]), None)):
+            weight.grad = (below if product is None else product.mT @ below) + decay * weight
+            below = below @ weight.mT
+
     def fit(self, steps: int = 2000, lr: float = 0.02) -> list[float]:
         """Minimize the objective by Adam under a cosine schedule.
 

@@ -336,3 +336,19 @@ def model_with(**changes):
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_differentiate_is_autograd(loss, depth, bias):
+    kind = dict(lambda_w=[0.01, 0.03, 0.02][:depth], lambda_h=0.05, loss=loss, bias=bias)
+    models = [UnconstrainedFeatureModel(COUNTS, 8, **kind, seed=seed) for seed in range(2)]
+    stacked = Ensemble(models).stacked
+    stacked.differentiate()
+    found = [parameter.grad for parameter in stacked.parameters()]
+    expected = torch.autograd.grad(stacked.objective().sum(), tuple(stacked.parameters()))
+    torch.testing.assert_close(found, list(expected))
+    models[1].differentiate()  # replaces what was there
+    models[1].differentiate()
+    torch.testing.assert_close([parameter.grad for parameter in models[1].parameters()], [part[1] for part in found])
