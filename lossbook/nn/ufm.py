@@ -368,7 +368,7 @@ class UnconstrainedFeatureModel(nn.Module):
         if self.bias is not None:
             self.bias.grad = error.sum(-2)
         below = error.mT @ self.features  # slope by the product of all layers, times the layers below this one
-        for weight, decay, product in zip(self.weights, decays, (*reversed(above[:-1]), None)):
+        for weight, decay, product in zip(self.weights, decays[:-1], (*reversed(above[:-1]), None), strict=True):
             weight.grad = (below if product is None else product.mT @ below) + decay * weight
             below = below @ weight.mT
 
