@@ -17,6 +17,18 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("architecture", compiled.ARCHITECTURES)
+def test_attention_of_wide_numbers_stays_in_registers(architecture):
+    builds = [
+        build for build in sparse_attention_builds(architecture, "fp32") if build.kernel.__name__ == "decode_kernel"
+    ]
+    paged = [build for build in builds if "paged" in build.variant]
+    assert len(paged) == 6
+    for entry in map(compiled.compile_build, paged):
+        assert entry.spilled_bytes == 0, entry
+        assert entry.shared_bytes <= compiled.SHARED_BYTES[architecture], entry
+
+
+@pytest.mark.parametrize("architecture", compiled.ARCHITECTURES)
 def test_every_kernel(architecture):
     builds = list(sparse_attention_builds(architecture, "bf16"))
     assert {build.kernel.__name__ for build in builds} == KERNELS

@@ -52,15 +52,12 @@ def sparse_attention_builds(architecture: str, dtype: str) -> Iterator[Build]:
 
     absent = {"listed": "lengths", "dense": "index count"}
     for features in _FEATURES:
-        tile = {
-            "BLOCK_TOKENS": engine.key_tile(features, item_bytes),
-            "BLOCK_FEATURES": features,
-            "BLOCK_QUERIES": 16,
-            "PRECISION": "ieee",
-        }
+        tile = {"BLOCK_FEATURES": features, "BLOCK_QUERIES": 16, "PRECISION": "ieee"}
         for kind, names in absent.items():
             for layout, table in (("", " block_table"), (", paged", "")):
+                tile["BLOCK_TOKENS"] = engine.key_tile(features, item_bytes, paged=bool(layout))
                 yield build(attention.decode_kernel, f"{kind}{layout}, in parts", names + table, N_PARTS=4, **tile)
             names += " block_table top_parts total_parts"
+            tile["BLOCK_TOKENS"] = engine.key_tile(features, item_bytes, paged=False)
             yield build(attention.decode_kernel, kind, names, N_PARTS=1, **tile)
         yield build(attention.join_kernel, "joined", N_PARTS=4, BLOCK_PARTS=4, BLOCK_FEATURES=features)

@@ -30,9 +30,12 @@ _MOST_PARTS = 64
 _INTERPRETED_PROCESSORS = 4
 
 
-def key_tile(features: int, item_bytes: int) -> int:
+def key_tile(features: int, item_bytes: int, paged: bool) -> int:
     """Tokens of a tile of keys, for heads of ``features`` numbers of so many bytes."""
-    return max(16, min(128, _KEY_BYTES // (features * item_bytes)))
+    tokens = _KEY_BYTES // (features * item_bytes)
+    if paged and item_bytes == 4 and features >= 128:
+        tokens //= 2  # beside products of such numbers, addresses of their own for each token leave the registers
+    return max(16, min(128, tokens))
 
 
 def decode_warps(item_bytes: int) -> int:
@@ -203,7 +206,7 @@ def _decode(
     else:
         tokens, heads = index.shape[2], index.shape[1]
     block_features = max(16, triton.next_power_of_2(features))
-    block_tokens = key_tile(block_features, q.element_size())
+    block_tokens = key_tile(block_features, q.element_size(), block_table is not None)
     parts = _n_parts(q.device, batch * heads, tokens)
     part_tokens = triton.cdiv(triton.cdiv(tokens, parts), block_tokens) * block_tokens
     out = torch.empty((batch, query_heads, features), dtype=dtype, device=q.device)
