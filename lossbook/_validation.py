@@ -21,9 +21,13 @@ def values_are_readable(tensor: Tensor) -> bool:
     """Whether a check may read the values of ``tensor``.
 
     Not while compiling, where a data-dependent branch would break the graph, nor for subclasses, which may have no
-    values (fake tensors).  On a GPU only with ``LOSSBOOK_DEBUG=1``, because reading waits for the device.
+    values (fake tensors), nor inside ``torch.func.vmap``, where one tensor stands for many.  On a GPU only with
+    ``LOSSBOOK_DEBUG=1``, because reading waits for the device.
     """
     if torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.device.type == "meta":
+        return False
+    # torch has no public way to ask whether a tensor is inside one of its function transforms.
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.device.type == "cpu" or os.environ.get(DEBUG_VARIABLE) == "1"
 

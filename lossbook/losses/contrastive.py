@@ -22,6 +22,13 @@ from lossbook.losses._embeddings import check_embeddings, exclude_diagonal, simi
 from lossbook.losses._positives import reduce_anchors
 from lossbook.losses._shared import reduce, widen
 
+# A family of their own, found under contrast too.
+from lossbook.losses.replay import hpcr_scale as hpcr_scale
+from lossbook.losses.replay import pcr as pcr
+from lossbook.losses.replay import pcr_with_pairs as pcr_with_pairs
+from lossbook.losses.replay import proxy_distillation as proxy_distillation
+from lossbook.losses.replay import relation_distillation as relation_distillation
+
 __all__ = ["amcl", "nt_xent", "nt_xent_decoupled", "optimal_temperature", "sup_con", "temperature_penalty"]
 
 
@@ -276,13 +283,19 @@ def amcl(
     dim = features if dim is None else dim
     _check_dim(dim)
     wide = widen(temperatures)
-    cosine = unit(z_a) @ unit(z_b).mT
-    score = cosine / wide - beta * _penalty(wide, dim)
+    if wide.ndim:
+        cosine = unit(z_a) @ unit(z_b).mT
+        # s / tau - beta Omega(tau) with its two quotients joined: most of the time goes into passes over all pairs.
+        score = (cosine - beta) * wide.reciprocal() - beta * dim / 2 * wide.log()
+    else:
+        # The penalty of the positive cancels that of its negatives.
+        score = cosine = (unit(z_a) / wide) @ unit(z_b).mT
+    own = score.new_zeros(rows, rows).fill_diagonal_(-torch.inf)
     if negatives == "max":
-        hardest = exclude_diagonal(cosine).argmax(2, keepdim=True)
+        hardest = (cosine + own).argmax(2, keepdim=True)
         negative = score.gather(2, hardest).squeeze(2)
     else:
-        negative = exclude_diagonal(score).logsumexp(2)
+        negative = (score + own).logsumexp(2)
     losses = (negative - score.diagonal(dim1=1, dim2=2)).sum(0)
     return reduce(losses, reduction, z_a.dtype)
 

@@ -132,7 +132,7 @@ def pcr_with_pairs(
     own = log_count[target]
     # The surprise of all copies of the own proxy together, turned into that of one.
     to_proxy = to_proxies.gather(1, target[:, None]).squeeze(1) + own
-    same = (target[:, None] == target).fill_diagonal_(False)
+    same = (target[:, None] == target) & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
     count = 1 + same.sum(1)
     losses = (count * to_proxy + to_examples.masked_fill(~same, 0).sum(1)) / (2 * count - 1)
     return reduce(losses, reduction, features.dtype)

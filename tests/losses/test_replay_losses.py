@@ -1,12 +1,15 @@
 """PCR and the parts of HPCR: identities, which proxies learn, peers, and what distillation leaves free."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from pytorch_metric_learning.losses import SupConLoss
+from torch.func import vmap
 from torch.nn import functional
 
+from lossbook import losses
 from lossbook.losses import hpcr_scale, pcr, pcr_with_pairs, proxy_distillation, relation_distillation, sup_con
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -217,3 +220,36 @@ def test_broken_features_stay_visible(batch):
     broken[0, 0] = torch.nan
     assert pcr(broken, proxies, target).isnan() and pcr_with_pairs(broken, proxies, target).isnan()
     assert relation_distillation(broken, features).isnan()
+
+
+def test_many_learners_at_once_get_what_each_gets_alone(generator):
+    """torch.func.vmap over streams with different classes in their batches, and the gradient of the sum."""
+    new, old = torch.randn(2, 4, 12, 5, generator=generator, dtype=torch.float64)
+    proxies = torch.randn(4, 6, 5, generator=generator, dtype=torch.float64)
+    target = torch.randint(6, (4, 12), generator=generator)
+    for loss, arguments in (
+        (pcr, (new, proxies, target)),
+        (pcr_with_pairs, (new, proxies, target)),
+        (sup_con, (new, target)),
+        (relation_distillation, (new, old)),
+        (proxy_distillation, (new, old, target % 5)),
+    ):
+        leaf = new.clone().requires_grad_()
+        together = vmap(loss)(leaf, *arguments[1:])
+        (gradient,) = torch.autograd.grad(together.sum(), leaf)
+        for member, parts in enumerate(zip(*arguments, strict=True)):
+            alone = parts[0].clone().requires_grad_()
+            value = loss(alone, *parts[1:])
+            value.backward()
+            torch.testing.assert_close(together[member], value, **EXACT)
+            torch.testing.assert_close(gradient[member], alone.grad, **EXACT)
+
+
+def test_what_is_wrong_for_all_learners_is_still_named_under_vmap():
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        vmap(partial(pcr, temperature=0))(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), torch.zeros(2, 3).long())
+
+
+def test_they_are_found_among_the_contrastive_losses_too():
+    for name in ("hpcr_scale", "pcr", "pcr_with_pairs", "proxy_distillation", "relation_distillation", "sup_con"):
+        assert getattr(losses.contrastive, name) is getattr(losses, name)
