@@ -47,17 +47,18 @@ class Nouns:
         return list(found)
 
 
-def draw(n: int | None, seed: int, cache_folder: Path | str | None = None) -> Nouns:
-    """Draw ``n`` of the 41,331 nouns that qualify, all of them for None.
+def draw(n: int | None, seed: int, cache_folder: Path | str | None = None, *, every_category: bool = False) -> Nouns:
+    """Draw ``n`` of the nouns that qualify, all of them for None: 41,331 concrete ones, or 78,361 of every category.
 
     The nouns are shuffled by ``seed`` and the first ``n`` taken, so a smaller sample is the beginning of a larger one.
-    The first 6,000 of seed 0 are shipped; anything else is read from the asset ``wordnet``.
+    The first 6,000 concrete ones of seed 0 are shipped; anything else is read from the asset ``wordnet``.
     """
-    if seed == SHIPPED_SEED and n is not None and n <= SHIPPED_SIZE:
+    if seed == SHIPPED_SEED and n is not None and n <= SHIPPED_SIZE and not every_category:
         whole = _shipped()
         return Nouns(whole.lemmas, whole.hypernyms, whole.definitions, whole.drawn[:n])
     folder = require(recipe_wordnet.DATABASE, cache_folder)
-    return sample(parse((folder / recipe_wordnet.NOUNS).read_text(encoding="utf-8")), n, seed)
+    text = (folder / recipe_wordnet.NOUNS).read_text(encoding="utf-8")
+    return sample(parse(text, every_category=every_category), n, seed)
 
 
 @cache
@@ -72,7 +73,7 @@ def _shipped() -> Nouns:
     )
 
 
-def parse(text: str) -> Nouns:
+def parse(text: str, *, every_category: bool = False) -> Nouns:
     """Read WordNet's file ``data.noun``; drawn are all that qualify, in the order of the file."""
     records = [_record(line) for line in text.splitlines() if not line.startswith("  ")]
     position = {record[0]: number for number, record in enumerate(records)}
@@ -83,7 +84,7 @@ def parse(text: str) -> Nouns:
         drawn=[
             number
             for number, (_, category, _, _, definition) in enumerate(records)
-            if category in CATEGORIES and len(definition.split()) >= MIN_WORDS
+            if (every_category or category in CATEGORIES) and len(definition.split()) >= MIN_WORDS
         ],
     )
 

@@ -36,7 +36,14 @@ class WordNetLabels(NamedTuple):
     target: Tensor
 
 
-def wordnet_xmc(n: int | None = 6000, min_count: int = 10, max_frequency: float = 0.3, seed: int = 0) -> WordNetLabels:
+def wordnet_xmc(
+    n: int | None = 6000,
+    min_count: int = 10,
+    max_frequency: float = 0.3,
+    seed: int = 0,
+    *,
+    every_category: bool = False,
+) -> WordNetLabels:
     """Return definitions of nouns, labeled with every class the noun belongs to.
 
     A query is the definition of a noun for an animal, artifact, food, person, plant or substance, of at least four
@@ -49,10 +56,11 @@ def wordnet_xmc(n: int | None = 6000, min_count: int = 10, max_frequency: float 
     other sample reads the whole database (15 MB), fetched by ``lossbook fetch wordnet``.
 
     Args:
-        n: Nouns to draw, in [1, 41331]; None takes all.
+        n: Nouns to draw, in [1, 41331], or [1, 78361] of every category; None takes all.
         min_count: Queries a label must have at least, >= 1.
         max_frequency: Share of the queries a label may have at most, in (0, 1].
         seed: Seed of the drawing.
+        every_category: Whether to draw from WordNet's nouns of every category, abstract ones too. Default False.
 
     Returns:
         Queries in the order of drawing, labels by descending frequency (each the first two names of its synset), and
@@ -83,7 +91,7 @@ def wordnet_xmc(n: int | None = 6000, min_count: int = 10, max_frequency: float 
     check_number("max_frequency", max_frequency)
     if not 0 < max_frequency <= 1:
         raise ValueError(f"max_frequency must lie in (0, 1], got {max_frequency!r}")
-    drawn = nouns.draw(n, seed)
+    drawn = nouns.draw(n, seed, every_category=every_category)
     above = [drawn.ancestors(position) for position in drawn.drawn]
     # most_common keeps equal counts in the order of first occurrence, which is the same for both sources.
     counts = Counter(label for labels in above for label in labels).most_common()

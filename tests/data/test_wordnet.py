@@ -49,6 +49,7 @@ def test_lines_of_the_database_are_read(database):
     ]
     assert database.drawn == [1, 2, 3], "of the chosen categories, with at least four words"
     assert database.ancestors(3) == [0, 2, 1]
+    assert nouns.parse(FILE, every_category=True).drawn == [1, 2, 3, 5], "the event too"
     assert recipe_wordnet.license_text(FILE) == "You may copy it.\n\nNo warranty.\n"
 
 
@@ -105,7 +106,7 @@ def test_bad_arguments_are_named(options, error, message):
         data.wordnet_xmc(**options)
 
 
-@pytest.mark.parametrize("options", [{"n": 6001}, {"seed": 1}, {"n": None}])
+@pytest.mark.parametrize("options", [{"n": 6001}, {"seed": 1}, {"n": None}, {"every_category": True}])
 def test_other_samples_ask_for_the_database(options, tmp_path, monkeypatch):
     monkeypatch.setenv("LOSSBOOK_CACHE", str(tmp_path))
     with pytest.raises(
@@ -180,6 +181,8 @@ def test_the_database_is_fetched_and_sampled(tmp_path, tarball, monkeypatch):
     assert sorted(names) == ["Rex", "a, b, c", "animal, living beast"] and len(definitions) == 3
     queries, labels, target = data.wordnet_xmc(None, min_count=1, max_frequency=0.7, seed=5)
     assert labels == ["animal, living beast", "a, b"] and len(queries) == 2 and target.sum() == 3
+    whole = data.wordnet_xmc(None, min_count=1, max_frequency=1.0, every_category=True)
+    assert len(whole.queries) == 4 and "something that happens at a place" in whole.queries
 
 
 def test_npm_is_named_where_it_is_missing(tmp_path, monkeypatch):
