@@ -68,7 +68,7 @@ def pgd(
     Raises:
         ValueError: If a number is out of its range, ``norm`` is unknown, ``clip`` is not an interval, or (where values
             may be read) an input lies outside it.
-        TypeError: If ``x`` is not floating point or a number has another type.
+        TypeError: If ``x`` is not floating point, or a number or ``clip`` has another type.
 
     Examples:
         >>> weights = torch.tensor([[1.0, -1.0]])
@@ -112,6 +112,10 @@ def pgd(
 def _check_clip(clip: tuple[float, float] | None, x: Tensor) -> None:
     if clip is None:
         return
+    if not isinstance(clip, tuple | list):
+        raise TypeError(f"clip must be None or a pair of numbers, got {type(clip).__name__} {clip!r}")
+    if len(clip) != 2:
+        raise ValueError(f"clip must be (low, high) with low < high, got {clip!r}")
     low, high = clip
     check_number("clip[0]", low)
     check_number("clip[1]", high)

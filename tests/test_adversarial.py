@@ -168,6 +168,8 @@ def test_small_batches(n, norm, inputs, weights):
         ({"step_size": 0}, ValueError, "step_size must be > 0, got 0"),
         ({"norm": "l1"}, ValueError, "norm must be one of 'linf', 'l2', got 'l1'"),
         ({"clip": (1, 0)}, ValueError, r"clip must be \(low, high\) with low < high, got \(1, 0\)"),
+        ({"clip": (0, 0.5, 1)}, ValueError, r"clip must be \(low, high\) with low < high, got \(0, 0.5, 1\)"),
+        ({"clip": 1}, TypeError, "clip must be None or a pair of numbers, got int 1"),
         ({"clip": (0.5, 1)}, ValueError, r"x must lie in clip = \[0.5, 1\], got values from 0.2"),
         ({"x": torch.zeros(2, dtype=torch.int64)}, TypeError, "x must have a floating-point dtype"),
         ({"x": torch.tensor(0.5)}, ValueError, r"x must have shape \(N, ...\), got \(\)"),
