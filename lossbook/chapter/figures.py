@@ -89,6 +89,15 @@ METHODS: dict[str, LineStyle] = {
     "ALDR-KL": _look("blue", "s"),
     "right label": _look("green", "o"),
     "wrong label": _look("vermilion", "X", "--"),
+    "one head": _look("blue", "o"),
+    "three heads": _look("green", "^"),
+    "one cold head": _look("sky", "D", "-."),
+    "AMCL": _look("vermilion", "s"),
+    "clean pairs": _look("black", "o"),
+    "mixed embeddings": _look("vermilion", "s"),
+    "mixed features": _look("blue", "^", "--"),
+    "positive pair": _look("green", "o"),
+    "negative pair": _look("orange", "X", "--"),
 }
 
 
