@@ -37,6 +37,9 @@ def list_chapters(as_json: AsJson = False) -> None:
         table.add_column("seconds", width=7, justify="right")
         for info in part.chapters:
             table.add_row(*_cells(info, rows.get(info.number, [])), style=None if info.written else "dim")
+        if part.comparison:
+            state = ("side by side", part.comparison.slug) if part.comparison.written else ("side by side", "planned")
+            table.add_row("", escape(part.comparison.title), *state, style=None if part.comparison.written else "dim")
         out().print(table)
         out().print()
     written = sum(info.written for info in catalog.chapters())

@@ -18,7 +18,7 @@ from rich.table import Table
 from lossbook.cli_common import FAILURE, INTERRUPTED, USAGE, CommandError, err, out, say, verdict_text
 
 if TYPE_CHECKING:
-    from lossbook.chapter.catalog import ChapterInfo
+    from lossbook.chapter.catalog import NotebookInfo
     from lossbook.chapter.execute import ExecutionResult
 
 COLUMNS = "chapter slug profile seed claim quantity measured criterion met verdict wall_seconds cpu_seconds".split()
@@ -34,7 +34,9 @@ class Profile(StrEnum):
 
 
 def run(
-    chapters: Annotated[list[str], typer.Argument(help="Numbers or names of chapters, or all.", show_default=False)],
+    chapters: Annotated[
+        list[str], typer.Argument(help="Numbers or names of chapters or comparisons, or all.", show_default=False)
+    ],
     profile: Annotated[
         Profile, typer.Option(help="smoke: seconds; cpu: as published; gpu: near the paper's scale.")
     ] = Profile.cpu,
@@ -71,25 +73,25 @@ def run(
         raise typer.Exit(FAILURE)
 
 
-def choose(names: list[str]) -> list[ChapterInfo]:
-    """Find the chapters meant, each once; raises CommandError for one that does not exist or is not written."""
+def choose(names: list[str]) -> list[NotebookInfo]:
+    """Find the notebooks meant, each once; raises CommandError for one that does not exist or is not written."""
     from lossbook.chapter import catalog
 
-    written = [info for info in catalog.chapters() if info.written]
-    ready = ", ".join(str(info.number) for info in written) or "none yet"
-    chosen: dict[int, ChapterInfo] = {}
+    written = [info for info in catalog.notebooks() if info.written]
+    ready = ", ".join(info.label.removeprefix("chapter ") for info in written) or "none yet"
+    chosen: dict[str, NotebookInfo] = {}
     for name in names:
         if name == "all":
-            chosen |= {info.number: info for info in written}
+            chosen |= {info.slug: info for info in written}
             continue
         try:
-            info = catalog.find(name)
+            info = catalog.find_notebook(name)
         except catalog.ChapterNotFoundError:
             raise CommandError(f"there is no chapter {name!r}; written chapters: {ready}", USAGE) from None
         if not info.written:
-            planned = f"chapter {info.number} ({info.name}) is planned but not written yet"
+            planned = f"{info.label} ({info.name}) is planned but not written yet"
             raise CommandError(f"{planned}; written chapters: {ready}", USAGE)
-        chosen[info.number] = info
+        chosen[info.slug] = info
     if not chosen:
         raise CommandError("no chapter is written yet, so there is nothing to run", USAGE)
     return list(chosen.values())
@@ -124,7 +126,7 @@ def _require_writable_file(path: Path) -> None:
         raise CommandError(f"cannot write the file {path}: give --csv a file in an existing, writable folder", USAGE)
 
 
-def _execute(info: ChapterInfo, profile: str, seed: int, folder: Path) -> ExecutionResult:
+def _execute(info: NotebookInfo, profile: str, seed: int, folder: Path) -> ExecutionResult:
     """Execute one chapter under a progress bar; a stop part-way becomes a sentence that names what was kept."""
     from lossbook.chapter.execute import execute
 
@@ -132,22 +134,22 @@ def _execute(info: ChapterInfo, profile: str, seed: int, folder: Path) -> Execut
     before = {path: path.stat().st_mtime_ns for path in folder.glob(f"{info.slug}*.ipynb")}
     try:
         with Progress(*columns, console=err()) as bar:
-            task = bar.add_task(f"chapter {info.number}, {profile}, seed {seed}", total=None)
+            task = bar.add_task(f"{info.label}, {profile}, seed {seed}", total=None)
 
             def show(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
             return execute(info, profile=profile, seed=seed, out=folder, on_progress=show)
     except KeyboardInterrupt:
-        message = f"chapter {info.number} was interrupted; {_kept(info, folder, before)}"
+        message = f"{info.label} was interrupted; {_kept(info, folder, before)}"
         raise CommandError(message, INTERRUPTED) from None
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
-        message = f"chapter {info.number} stopped by {type(error).__name__}: {reason}; {_kept(info, folder, before)}"
+        message = f"{info.label} stopped by {type(error).__name__}: {reason}; {_kept(info, folder, before)}"
         raise CommandError(message) from error
 
 
-def _kept(info: ChapterInfo, folder: Path, before: dict[Path, int]) -> str:
+def _kept(info: NotebookInfo, folder: Path, before: dict[Path, int]) -> str:
     """Say where the partial notebook of a run is: the one that is new or changed since it began."""
     for path in folder.glob(f"{info.slug}*.ipynb"):
         if path.stat().st_mtime_ns != before.get(path):
@@ -155,7 +157,7 @@ def _kept(info: ChapterInfo, folder: Path, before: dict[Path, int]) -> str:
     return "no cell had run"
 
 
-def measured_records(info: ChapterInfo, profile: str, seed: int, result: ExecutionResult) -> list[dict[str, Any]]:
+def measured_records(info: NotebookInfo, profile: str, seed: int, result: ExecutionResult) -> list[dict[str, Any]]:
     """Return one record for each measured quantity of a run, as the columns of the CSV file."""
     from lossbook.chapter.claims import Criterion
 
@@ -180,13 +182,13 @@ def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
     partial.replace(path)
 
 
-def _show_result(info: ChapterInfo, profile: str, seed: int, result: ExecutionResult) -> None:
+def _show_result(info: NotebookInfo, profile: str, seed: int, result: ExecutionResult) -> None:
     if result.card:
         out().print(_card_table(f"{info.number}. {info.title} (profile {profile}, seed {seed})", result.card))
         if not all(claim["enforced"] for claim in result.card["claims"]):
             out().print(f"* not enforced by profile {profile}")
     seconds = f"{result.wall_seconds:.0f} s ({result.cpu_seconds:.0f} s of processor time)"
-    out().print(f"chapter {info.number}: {seconds}, notebook: {result.path}", soft_wrap=True)
+    out().print(f"{info.label}: {seconds}, notebook: {result.path}", soft_wrap=True)
 
 
 def _card_table(title: str, card: dict[str, Any]) -> Table:
@@ -210,9 +212,9 @@ def _card_table(title: str, card: dict[str, Any]) -> Table:
     return table
 
 
-def _failure(info: ChapterInfo, seed: int, result: ExecutionResult) -> str:
+def _failure(info: NotebookInfo, seed: int, result: ExecutionResult) -> str:
     """One sentence: which claim or which cell failed, why, and where the notebook is."""
-    where = f"chapter {info.number} (seed {seed})"
+    where = f"{info.label} (seed {seed})"
     short = " ".join((result.failed or "").split())
     kept = f"the notebook is kept in {result.path}"
     failed = failed_claims(result.card)

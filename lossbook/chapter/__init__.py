@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lossbook.chapter.claims import Claim, ClaimsFileError, Criterion, load_claims
-    from lossbook.chapter.core import Chapter, ClaimsFailedError
+    from lossbook.chapter.core import Chapter, ClaimsFailedError, Comparison
     from lossbook.chapter.explorer import explore, static_mode
     from lossbook.chapter.figures import METHODS, PALETTE, color, style, use_style
     from lossbook.chapter.repeatability import limit_threads, seed_everything
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "claims": ("Claim", "ClaimsFileError", "Criterion", "load_claims"),
-    "core": ("Chapter", "ClaimsFailedError"),
+    "core": ("Chapter", "ClaimsFailedError", "Comparison"),
     "explorer": ("explore", "static_mode"),
     "figures": ("METHODS", "PALETTE", "color", "style", "use_style"),
     "repeatability": ("limit_threads", "seed_everything"),
@@ -35,6 +35,7 @@ __all__ = [
     "Claim",
     "ClaimsFailedError",
     "ClaimsFileError",
+    "Comparison",
     "Criterion",
     "History",
     "color",

@@ -1,4 +1,4 @@
-"""The plan of the book: its parts, its chapters and the paper behind each, read from ``book.yaml``."""
+"""The plan of the book, read from ``book.yaml``: its parts, their chapters and papers, and their comparisons."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class ChapterInfo:
         return self.slug[3:]
 
     @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"chapter {self.number}"
+
+    @property
     def notebook(self) -> Path:
         """Where the chapter's notebook is, or will be."""
         return notebooks_dir() / f"{self.slug}.ipynb"
@@ -55,14 +60,50 @@ class ChapterInfo:
 
 
 @dataclass(frozen=True)
+class ComparisonInfo:
+    """A notebook that runs the losses of a part side by side: it reproduces no paper, and has no number or claims."""
+
+    slug: str
+    title: str
+    part: int
+
+    @property
+    def name(self) -> str:
+        """The slug, which has no number."""
+        return self.slug
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"comparison {self.slug}"
+
+    @property
+    def notebook(self) -> Path:
+        """Where the notebook is, or will be."""
+        return notebooks_dir() / f"{self.slug}.ipynb"
+
+    @property
+    def written(self) -> bool:
+        """Whether the notebook exists."""
+        return self.notebook.is_file()
+
+
+NotebookInfo = ChapterInfo | ComparisonInfo
+
+
+@dataclass(frozen=True)
 class Part:
-    """One part of the book; ``number`` counts from 1, ``roman`` is how the book prints it."""
+    """One part of the book; ``number`` counts from 1, ``roman`` is how the book prints it.
+
+    ``comparison`` closes the part, after its chapters; not every part has one.
+    """
 
     number: int
     roman: str
     slug: str
     title: str
     chapters: tuple[ChapterInfo, ...]
+    comparison: ComparisonInfo | None = None
 
 
 def notebooks_dir() -> Path:
@@ -93,13 +134,24 @@ def parts() -> tuple[Part, ...]:
             seen.add(item["number"])
             paper = {**item["paper"], "arxiv": item["paper"].get("arxiv") and str(item["paper"]["arxiv"])}
             chapters.append(ChapterInfo(item["number"], item["slug"], item["title"], Paper(**paper), number))
-        found.append(Part(number, entry["roman"], entry["slug"], entry["title"], tuple(chapters)))
+        comparison = ComparisonInfo(**entry["comparison"], part=number) if "comparison" in entry else None
+        found.append(Part(number, entry["roman"], entry["slug"], entry["title"], tuple(chapters), comparison))
     return tuple(found)
 
 
 def chapters() -> tuple[ChapterInfo, ...]:
     """All planned chapters in the order of the book."""
     return tuple(chapter for part in parts() for chapter in part.chapters)
+
+
+def comparisons() -> tuple[ComparisonInfo, ...]:
+    """All planned comparisons in the order of the book."""
+    return tuple(part.comparison for part in parts() if part.comparison)
+
+
+def notebooks() -> tuple[NotebookInfo, ...]:
+    """Everything planned that is a notebook: the chapters, then the comparisons."""
+    return *chapters(), *comparisons()
 
 
 def find(which: int | str) -> ChapterInfo:
@@ -127,3 +179,23 @@ def find(which: int | str) -> ChapterInfo:
         f"there is no chapter {text!r}: chapters are numbered {min(numbers)} to {max(numbers)} "
         "(lossbook list shows their names)"
     )
+
+
+def find_notebook(which: int | str) -> NotebookInfo:
+    """Look a chapter or a comparison up.
+
+    Args:
+        which: What :func:`find` takes, or the slug of a comparison (``"embedding_losses"``).
+
+    Returns:
+        The chapter or the comparison.
+
+    Raises:
+        ChapterNotFoundError: If there is neither.
+
+    Examples:
+        >>> find_notebook("embedding_losses").label
+        'comparison embedding_losses'
+    """
+    named = {comparison.slug: comparison for comparison in comparisons()}
+    return named.get(str(which).strip()) or find(which)

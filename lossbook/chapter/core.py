@@ -1,8 +1,7 @@
-"""The object that makes a notebook a chapter: its profile, seed, claims and reproduction card."""
+"""The object that makes a notebook a chapter: its profile, seed, claims and reproduction card; or a comparison."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -23,7 +22,84 @@ class ClaimsFailedError(AssertionError):
     """At least one enforced claim fell short of its criterion, or was not measured."""
 
 
-class Chapter:
+class _Run:
+    """What a chapter and a comparison share: profile, seed and device."""
+
+    def __init__(self, info: catalog.NotebookInfo, profile: str, seed: int) -> None:
+        if profile not in PROFILES:
+            raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+        if profile == "gpu" and not torch.cuda.is_available():
+            raise RuntimeError(
+                f"profile 'gpu' needs a CUDA device and torch sees none: run {info.label} with profile 'cpu', "
+                "or check the installation with: lossbook doctor"
+            )
+        self.info = info
+        self.profile = profile
+        self.seed = seed
+        self.device = torch.device("cuda" if profile == "gpu" else "cpu")
+        seed_everything(seed)
+        limit_threads()
+        figures.use_style()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.info.slug!r}, profile={self.profile!r}, seed={self.seed})"
+
+    def pick(self, *, cpu: T, smoke: T = _UNSET, gpu: T = _UNSET) -> T:
+        """Choose a value by profile.
+
+        Args:
+            cpu: Value for ``cpu``, and for any profile not given.
+            smoke: Value for ``smoke``.
+            gpu: Value for ``gpu``.
+
+        Returns:
+            The value for this notebook's profile.
+        """
+        value = {"smoke": smoke, "cpu": cpu, "gpu": gpu}[self.profile]
+        return cpu if value is _UNSET else value
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        """A fresh torch generator on the notebook's device.
+
+        Args:
+            offset: Added to the notebook's seed, so that its parts draw independently.
+
+        Returns:
+            The seeded generator.
+        """
+        return torch.Generator(self.device).manual_seed(self.seed + offset)
+
+
+class Comparison(_Run):
+    """Profile, seed and device of a notebook that runs the losses of a part side by side, and has no claims.
+
+    Profiles: ``"smoke"`` runs in seconds, ``"cpu"`` is what the published book shows, and ``"gpu"`` runs at a larger
+    scale and needs CUDA.  Creating one seeds the global random states, applies ``LOSSBOOK_THREADS`` and sets the book's
+    figure style.
+
+    Args:
+        slug: Name of the comparison, ``"embedding_losses"``.
+        profile: ``"smoke"``, ``"cpu"`` (default) or ``"gpu"``.
+        seed: Seed of everything random in the notebook, ``>= 0``, default 0.
+
+    Raises:
+        ValueError: If the comparison, profile or seed does not exist.
+        RuntimeError: If ``profile="gpu"`` and torch sees no CUDA device.
+
+    Examples:
+        >>> comparison = Comparison("embedding_losses", profile="smoke")
+        >>> comparison.pick(smoke=1, cpu=3, gpu=10)
+        1
+    """
+
+    def __init__(self, slug: str, *, profile: str = "cpu", seed: int = 0) -> None:
+        named = {comparison.slug: comparison for comparison in catalog.comparisons()}
+        if slug not in named:
+            raise ValueError(f"slug must be one of {', '.join(named)}, got {slug!r}")
+        super().__init__(named[slug], profile, seed)
+
+
+class Chapter(_Run):
     """A chapter's profile, seed, device and claims.
 
     Profiles: ``"smoke"`` runs in seconds and enforces identities only; ``"cpu"`` is what the published book shows;
@@ -47,51 +123,9 @@ class Chapter:
     """
 
     def __init__(self, slug: str, *, profile: str = "cpu", seed: int = 0) -> None:
-        if profile not in PROFILES:
-            raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-        if profile == "gpu" and not torch.cuda.is_available():
-            raise RuntimeError(
-                "profile 'gpu' needs a CUDA device and torch sees none: run this chapter with profile 'cpu', "
-                "or check the installation with: lossbook doctor"
-            )
-        self.info = catalog.find(slug)
-        self.profile = profile
-        self.seed = seed
-        self.device = torch.device("cuda" if profile == "gpu" else "cpu")
+        super().__init__(catalog.find(slug), profile, seed)
         self.claims = load_claims(self.info.slug)
         self._outcomes: dict[str, cards.Outcome] = {}
-        seed_everything(seed)
-        limit_threads()
-        figures.use_style()
-        self._started = time.perf_counter()
-
-    def __repr__(self) -> str:
-        return f"Chapter({self.info.slug!r}, profile={self.profile!r}, seed={self.seed})"
-
-    def pick(self, *, cpu: T, smoke: T = _UNSET, gpu: T = _UNSET) -> T:
-        """Choose a value by profile.
-
-        Args:
-            cpu: Value for ``cpu``, and for any profile not given.
-            smoke: Value for ``smoke``.
-            gpu: Value for ``gpu``.
-
-        Returns:
-            The value for this chapter's profile.
-        """
-        value = {"smoke": smoke, "cpu": cpu, "gpu": gpu}[self.profile]
-        return cpu if value is _UNSET else value
-
-    def generator(self, offset: int = 0) -> torch.Generator:
-        """A fresh torch generator on the chapter's device.
-
-        Args:
-            offset: Added to the chapter's seed, so that parts of a chapter draw independently.
-
-        Returns:
-            The seeded generator.
-        """
-        return torch.Generator(self.device).manual_seed(self.seed + offset)
 
     def show_claims(self) -> None:
         """Show what the chapter sets out to measure: every claim with its criterion, before anything is run.

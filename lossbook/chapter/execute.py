@@ -1,4 +1,4 @@
-"""The one place that executes a chapter's notebook, for the command line, the tests and the published book."""
+"""The one place that executes a notebook of the book, for the command line, the tests and the published book."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import nbformat
 import psutil
 from nbformat import NotebookNode
 
-from lossbook.chapter.catalog import ChapterInfo
+from lossbook.chapter.catalog import NotebookInfo
 from lossbook.chapter.scoreboard import find_card
 
 _WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -40,7 +40,7 @@ class ExecutionResult:
 
 
 def execute(
-    info: ChapterInfo,
+    info: NotebookInfo,
     *,
     profile: str = "cpu",
     seed: int = 0,
@@ -49,12 +49,12 @@ def execute(
     static: bool = True,
     threads: int | None = None,
 ) -> ExecutionResult:
-    """Execute a chapter with papermill, in a kernel of the running Python, and keep the result.
+    """Execute a chapter or a comparison with papermill, in a kernel of the running Python, and keep the result.
 
-    A chapter that stops part-way is kept too, with its error in place.
+    A notebook that stops part-way is kept too, with its error in place.
 
     Args:
-        info: The chapter.
+        info: The chapter or comparison.
         profile: ``"smoke"``, ``"cpu"`` or ``"gpu"``.
         seed: Seed of the chapter, ``>= 0``.
         out: Folder for the executed notebook; made if missing.
@@ -66,13 +66,13 @@ def execute(
         The outcome; ``failed`` holds one line when a cell raised.
 
     Raises:
-        FileNotFoundError: If the chapter is not written yet.
+        FileNotFoundError: If the notebook is not written yet.
         OSError: If ``out`` can not be written.
     """
     import papermill
 
     if not info.written:
-        raise FileNotFoundError(f"chapter {info.number} ({info.slug}) is planned but not written yet")
+        raise FileNotFoundError(f"{info.label} ({info.slug}) is planned but not written yet")
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{info.slug}-{profile}-seed{seed}.ipynb"
     parameters = {} if (profile, seed) == ("cpu", 0) else {"profile": profile, "seed": seed}
@@ -108,20 +108,20 @@ def execute(
     return ExecutionResult(target, wall, cpu, find_card(notebook), failed)
 
 
-def rewrite(info: ChapterInfo, *, on_progress: Progress | None = None) -> ExecutionResult:
-    """Execute a chapter with profile ``cpu`` and seed 0 and, if it passes, replace its notebook by the result.
+def rewrite(info: NotebookInfo, *, on_progress: Progress | None = None) -> ExecutionResult:
+    """Execute a notebook with profile ``cpu`` and seed 0 and, if it passes, replace it by the result.
 
     It runs on one thread: the order in which threads add up would otherwise show in the published digits.
 
     Args:
-        info: The chapter.
+        info: The chapter or comparison.
         on_progress: As for :func:`execute`.
 
     Returns:
-        The outcome; after a failure ``path`` is the kept partial notebook and the chapter's own file is untouched.
+        The outcome; after a failure ``path`` is the kept partial notebook and the book's own file is untouched.
 
     Raises:
-        FileNotFoundError: If the chapter is not written yet.
+        FileNotFoundError: If the notebook is not written yet.
         OSError: If the notebook can not be written.
     """
     with tempfile.TemporaryDirectory(prefix="lossbook-") as folder:

@@ -1,6 +1,7 @@
-"""The contract of a chapter's notebook, checked without running it (``make lint``).
+"""The contract of a chapter's notebook, or of a comparison's, checked without running it (``make lint``).
 
-Each rule is one function from a :class:`Page` to messages; ``RULES`` lists them.  CONTRIBUTING.md explains them.
+Each rule is one function from a :class:`Page` to messages; ``RULES`` lists those of a chapter, ``COMPARISON_RULES``
+those of a comparison, which has no claims and no exercises.  CONTRIBUTING.md explains them.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ _DIRECTIVE_IMAGE = re.compile(r"^(`{3,}|:{3,})\{(?:figure|image)\}(.*?)^\1", re.
 
 @dataclass(frozen=True)
 class Page:
-    """A chapter's notebook with what it is checked against."""
+    """A notebook of the book with what it is checked against."""
 
-    info: catalog.ChapterInfo
+    info: catalog.NotebookInfo
     notebook: NotebookNode
     size: int
     executed: bool = True
@@ -74,23 +75,24 @@ class Page:
         return found
 
 
-def lint_notebook(path: Path, info: catalog.ChapterInfo, *, executed: bool = True) -> list[str]:
-    """Check one chapter against the contract.
+def lint_notebook(path: Path, info: catalog.NotebookInfo, *, executed: bool = True) -> list[str]:
+    """Check one chapter or comparison against its contract.
 
     Args:
         path: The notebook.
-        info: The chapter it must be.
+        info: The chapter or comparison it must be.
         executed: Whether it must carry the outputs of a ``cpu`` run, as committed notebooks do.
 
     Returns:
         One sentence for each breach; empty if there is none.
     """
     page = Page(info, nbformat.read(path, as_version=4), path.stat().st_size, executed)
-    return [f"{path.name}: {message}" for rule in RULES for message in rule(page)]
+    rules = RULES if isinstance(info, catalog.ChapterInfo) else COMPARISON_RULES
+    return [f"{path.name}: {message}" for rule in rules for message in rule(page)]
 
 
 def opening(page: Page) -> Iterator[str]:
-    """Label, title and citation come first, then the parameters, then the set-up."""
+    """Label and title come first, then the parameters, then the set-up."""
     first = page.notebook.cells[0].source if page.notebook.cells else ""
     found = re.match(r"\(ch-[a-z0-9-]+\)=\n# (.+)", first)
     if not found:
@@ -99,19 +101,25 @@ def opening(page: Page) -> Iterator[str]:
         yield f"the title must be {page.info.title!r} as in lossbook/chapter/book.yaml, got {found[1].strip()!r}"
     if len(page.info.title.split()) > MAX_TITLE_WORDS:
         yield f"the title must have at most {MAX_TITLE_WORDS} words, got {page.info.title!r}"
-    before = [cell.source for place, cell in page.prose if not page.code or place < page.code[0][0]]
-    if not re.search(r"\{cite:[tp]\}`[^`]*" + page.info.paper.key, "\n".join(before)):
-        yield f"the text before the code must cite the paper: {{cite:t}}`{page.info.paper.key}`"
     cells = [cell for _, cell in page.code[:2]]
     if len(cells) < 2:
-        yield "a chapter has a parameters cell and a set-up cell"
+        yield "a notebook has a parameters cell and a set-up cell"
         return
     if cells[0].source.strip() != PARAMETERS or set(_tags(cells[0])) != {"parameters", "remove-cell"}:
         yield f"the first code cell must be exactly {PARAMETERS!r} with the tags parameters and remove-cell"
-    if f'Chapter("{page.info.slug}", profile=profile, seed=seed)' not in cells[1].source:
-        yield f'the second code cell must make chapter = Chapter("{page.info.slug}", profile=profile, seed=seed)'
+    kind = "Chapter" if isinstance(page.info, catalog.ChapterInfo) else "Comparison"
+    if f'{kind}("{page.info.slug}", profile=profile, seed=seed)' not in cells[1].source:
+        made = f'{kind.lower()} = {kind}("{page.info.slug}", profile=profile, seed=seed)'
+        yield f"the second code cell must make {made}"
     elif "hide-input" not in _tags(cells[1]):
         yield "the set-up cell must have the tag hide-input"
+
+
+def citation(page: Page) -> Iterator[str]:
+    """The paper is cited before any code."""
+    before = [cell.source for place, cell in page.prose if not page.code or place < page.code[0][0]]
+    if not re.search(r"\{cite:[tp]\}`[^`]*" + page.info.paper.key, "\n".join(before)):
+        yield f"the text before the code must cite the paper: {{cite:t}}`{page.info.paper.key}`"
 
 
 def tags(page: Page) -> Iterator[str]:
@@ -178,7 +186,7 @@ def claims(page: Page) -> Iterator[str]:
 def explorer(page: Page) -> Iterator[str]:
     """At least one explorer."""
     if not any(name.split(".")[-1] == "explore" for _, name, _ in page.calls):
-        yield "a chapter has at least one explorer: explore(draw, alt=..., name=[...])"
+        yield "a notebook has at least one explorer: explore(draw, alt=..., name=[...])"
 
 
 def exercises(page: Page) -> Iterator[str]:
@@ -210,7 +218,7 @@ def size(page: Page) -> Iterator[str]:
     if page.size > MAX_BYTES:
         yield f"the file must be at most {MAX_BYTES:,} bytes, it has {page.size:,}"
     if len(page.code) > MAX_CODE_CELLS:
-        yield f"a chapter has at most {MAX_CODE_CELLS} code cells, this one {len(page.code)}"
+        yield f"a notebook has at most {MAX_CODE_CELLS} code cells, this one {len(page.code)}"
     for place, cell in page.code:
         lines = cell.source.count("\n") + 1
         if lines > MAX_CELL_LINES:
@@ -264,26 +272,34 @@ def clean_outputs(page: Page) -> Iterator[str]:
             yield f"cell {place} names a path of the machine: {found[0]}..."
     if not page.executed:
         return
-    run = page.notebook.metadata.get("lossbook", {})
-    if (run.get("profile"), run.get("seed")) != ("cpu", 0):
-        command = f"make reproduce CHAPTER={page.info.number}"
+    if not _executed(page):
+        command = f"make reproduce CHAPTER={page.info.label.split()[-1]}"
         yield f"the notebook must be committed executed with profile cpu and seed 0: {command}"
-    elif not any(output.get("metadata", {}).get("lossbook") for _, cell in page.code for output in cell.outputs):
+
+
+def card(page: Page) -> Iterator[str]:
+    """An executed chapter reached its card."""
+    cards = [output for _, cell in page.code for output in cell.outputs if output.get("metadata", {}).get("lossbook")]
+    if page.executed and _executed(page) and not cards:
         yield "the notebook holds no reproduction card in its outputs"
 
 
-RULES: tuple[Callable[[Page], Iterator[str]], ...] = (
+COMPARISON_RULES: tuple[Callable[[Page], Iterator[str]], ...] = (
     opening,
     tags,
     alternative_text,
-    claims,
     explorer,
-    exercises,
     size,
     offline,
     public_names,
     clean_outputs,
 )
+RULES = (*COMPARISON_RULES, citation, claims, exercises, card)
+
+
+def _executed(page: Page) -> bool:
+    run = page.notebook.metadata.get("lossbook", {})
+    return (run.get("profile"), run.get("seed")) == ("cpu", 0)
 
 
 def _is_public(module: str, name: str) -> bool:
@@ -312,18 +328,18 @@ def _tree(source: str) -> ast.AST:
 
 
 def main() -> int:
-    """Lint every written chapter and every stray notebook."""
+    """Lint every written chapter and comparison, and every stray notebook."""
     folder = catalog.notebooks_dir()
-    planned = {chapter.notebook: chapter for chapter in catalog.chapters()}
+    planned = {info.notebook: info for info in catalog.notebooks()}
     problems = [
-        f"{path.name}: not a chapter of lossbook/chapter/book.yaml"
+        f"{path.name}: not a notebook of lossbook/chapter/book.yaml"
         for path in sorted(folder.glob("*.ipynb"))
         if path not in planned
     ]
-    written = [chapter for chapter in planned.values() if chapter.written]
-    for chapter in written:
-        problems += lint_notebook(chapter.notebook, chapter)
-    kept = f"{len(written)} chapters keep the contract" if len(written) != 1 else "1 chapter keeps the contract"
+    written = [info for info in planned.values() if info.written]
+    for info in written:
+        problems += lint_notebook(info.notebook, info)
+    kept = f"{len(written)} notebooks keep the contract" if len(written) != 1 else "1 notebook keeps the contract"
     print("\n".join(problems) or kept)
     return 1 if problems else 0
 

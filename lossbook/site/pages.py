@@ -36,6 +36,8 @@ def contents() -> str:
             link = f"{{doc}}`{title} </notebooks/{chapter.slug}>`" if chapter.written else f"{title} (planned)"
             lines.append(f"{chapter.number}. {link}\\\n   {_paper(chapter.paper)}")
         lines.append("")
+        if part.comparison and part.comparison.written:
+            lines += [f"Side by side: {_link(part.comparison)}", ""]
     return "\n".join(lines)
 
 
@@ -106,7 +108,7 @@ def claims_table() -> str:
 def run_times() -> str:
     """How long each written chapter took when its committed outputs were made, and with what."""
     head = "| Chapter | Profile | CPU seconds | Wall-clock seconds | Made with |\n|---|---|---:|---:|---|\n"
-    rows = [_run_row(chapter) for chapter in catalog.chapters() if chapter.written]
+    rows = [_run_row(info) for info in catalog.notebooks() if info.written]
     return head + "\n".join(rows) if rows else "No chapter is written yet."
 
 
@@ -142,7 +144,7 @@ def decode_floors() -> str:
 
 def sources() -> list[Path]:
     """Every file the generated pages are made from."""
-    notebooks = [chapter.notebook for chapter in catalog.chapters() if chapter.written]
+    notebooks = [info.notebook for info in catalog.notebooks() if info.written]
     plans = sorted((ROOT / "lossbook" / "chapter").glob("**/*.yaml"))
     return [*notebooks, *plans, *sorted(RESULTS.glob("*.json")), API]
 
@@ -157,22 +159,23 @@ def _count(claims: list[ScoreRow], verdict: str) -> int:
     return sum(row.verdict == verdict for row in claims)
 
 
-def _run(chapter: catalog.ChapterInfo) -> dict:
-    """What the notebook of a written chapter says of the run that made its outputs."""
-    return nbformat.read(chapter.notebook, as_version=4).metadata.get("lossbook", {})
+def _run(info: catalog.NotebookInfo) -> dict:
+    """What a written notebook says of the run that made its outputs."""
+    return nbformat.read(info.notebook, as_version=4).metadata.get("lossbook", {})
 
 
-def _run_row(chapter: catalog.ChapterInfo) -> str:
-    run = _run(chapter)
+def _run_row(info: catalog.NotebookInfo) -> str:
+    run = _run(info)
     versions = ", ".join(f"{name} {number}" for name, number in run.get("versions", {}).items() if name != "lossbook")
     seconds = " | ".join(f"{run[key]:.0f}" if key in run else "–" for key in ("cpu_seconds", "wall_seconds"))
-    return f"| {_link(chapter)} | {run.get('profile', '–')} | {seconds} | {versions or '–'} |"
+    return f"| {_link(info)} | {run.get('profile', '–')} | {seconds} | {versions or '–'} |"
 
 
-def _link(chapter: catalog.ChapterInfo) -> str:
-    """Number and title, linked if the chapter can be read."""
-    title = f"{chapter.number}. {_escape(chapter.title)}"
-    return f"{{doc}}`{title} </notebooks/{chapter.slug}>`" if chapter.written else f"{title} (planned)"
+def _link(info: catalog.NotebookInfo) -> str:
+    """Title, of a chapter with its number, linked if it can be read."""
+    number = f"{info.number}. " if isinstance(info, catalog.ChapterInfo) else ""
+    title = f"{number}{_escape(info.title)}"
+    return f"{{doc}}`{title} </notebooks/{info.slug}>`" if info.written else f"{title} (planned)"
 
 
 def _imports(chapter: catalog.ChapterInfo) -> str:

@@ -26,7 +26,7 @@ from lossbook.chapter import catalog
 from lossbook.site import pages
 
 _CHAPTER = re.compile(r"^notebooks/(\d\d)_")
-_OPENER = re.compile(r"^book/parts/")
+_UNNUMBERED = re.compile(r"^book/parts/|^notebooks/(?!\d\d_)")
 
 
 class _Generated(SphinxDirective):
@@ -67,8 +67,8 @@ _assign_from_one = Collector.assign_section_numbers
 def _assign_section_numbers(self: Collector, env: BuildEnvironment) -> list[str]:
     """Number sections as Sphinx does, but give each chapter its own number in place of its rank among those written.
 
-    Figures, equations and exercises take their first number from the section's, so they follow.  The page that opens
-    a part has none.
+    Figures, equations and exercises take their first number from the section's, so they follow.  The pages that
+    open a part and close it with a comparison have none.
     """
     before = copy.deepcopy(env.toc_secnumbers)
     _assign_from_one(self, env)
@@ -82,7 +82,7 @@ def _assign_section_numbers(self: Collector, env: BuildEnvironment) -> list[str]
             for node in titles:
                 if node.get("secnumber"):
                     node["secnumber"] = [chapter, *node["secnumber"][1:]]
-        elif _OPENER.match(docname):
+        elif _UNNUMBERED.match(docname):
             env.toc_secnumbers[docname] = {}
             for node in titles:
                 node.attributes.pop("secnumber", None)
@@ -92,14 +92,14 @@ def _assign_section_numbers(self: Collector, env: BuildEnvironment) -> list[str]
 def _name_planned_chapter(
     _app: Sphinx, _env: BuildEnvironment, link: nodes.Element, shown: nodes.Element
 ) -> nodes.Node | None:
-    """Show the title of a chapter in place of a link to it where it is planned and not written yet.
+    """Show the title of a notebook in place of a link to it where it is planned and not written yet.
 
     The package may be ahead of the book: the docstring of a loss links to its chapter from the first day.
     """
     if link["reftype"] != "doc":
         return None
     slug = link["reftarget"].removeprefix("/notebooks/")
-    planned = next((chapter for chapter in catalog.chapters() if chapter.slug == slug and not chapter.written), None)
+    planned = next((info for info in catalog.notebooks() if info.slug == slug and not info.written), None)
     if planned is None:
         return None
     return shown if link["refexplicit"] else nodes.inline("", f"{planned.title}, planned")

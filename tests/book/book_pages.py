@@ -1,5 +1,6 @@
 """Which pages the book has, for tests that run once for each."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,11 @@ def documents():
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
-def chapters():
-    """The documents that are chapters."""
+def notebooks():
+    """The documents that are notebooks: chapters and comparisons."""
     return [name for name in documents() if name.startswith("notebooks/")]
+
+
+def chapters():
+    """The documents that are chapters, which have a number."""
+    return [name for name in notebooks() if re.match(r"notebooks/\d\d_", name)]

@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import pytest
-from book_pages import chapters, documents
+from book_pages import chapters, documents, notebooks
 from PIL import Image
 
 from lossbook.chapter import catalog
@@ -61,7 +61,7 @@ def test_formulas_are_typeset(browser, site, document):
         assert [mark for mark in (r"\(", r"\[", r"\begin", r"\frac") if mark in text] == []
 
 
-@pytest.mark.parametrize("document", chapters())
+@pytest.mark.parametrize("document", notebooks())
 def test_every_slider_moves_the_picture_by_keyboard(browser, site, document):
     with opened(browser, f"{site}{document}.html") as page:
         handles = page.locator(f"{ARTICLE} .noUi-handle")
@@ -91,13 +91,13 @@ def test_page_fits_a_phone(browser, site, document):
 
 
 @pytest.mark.parametrize("width", [800, 1100, 1440])
-@pytest.mark.parametrize("document", chapters())
-def test_chapter_fits_every_screen(browser, site, document, width):
+@pytest.mark.parametrize("document", notebooks())
+def test_notebook_fits_every_screen(browser, site, document, width):
     with opened(browser, f"{site}{document}.html", viewport={"width": width, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("document", chapters())
+@pytest.mark.parametrize("document", notebooks())
 def test_figures_stay_on_white_in_the_dark(browser, site, document):
     with opened(browser, f"{site}{document}.html", scheme="dark") as page:
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
@@ -138,17 +138,17 @@ def test_text_can_be_told_from_its_background(browser, site, document, scheme):
             assert elements.first.evaluate(CONTRAST) >= 4.5, selector
 
 
-@pytest.mark.parametrize("document", chapters())
-def test_search_finds_the_chapter(browser, site, document):
-    title = catalog.find(document.removeprefix("notebooks/")).title
+@pytest.mark.parametrize("document", notebooks())
+def test_search_finds_the_notebook(browser, site, document):
+    title = catalog.find_notebook(document.removeprefix("notebooks/")).title
     with opened(browser, f"{site}search.html?q={title.replace(' ', '+')}") as page:
         page.locator("#search-results li a").first.wait_for()
         links = page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href)")
         assert any(f"{document}.html" in link for link in links)
 
 
-@pytest.mark.parametrize("document", chapters())
-def test_chapter_works_from_disk(browser, offline_book, document):
+@pytest.mark.parametrize("document", notebooks())
+def test_notebook_works_from_disk(browser, offline_book, document):
     with opened(browser, (offline_book / f"{document}.html").as_uri()) as page:
         assert surprises(page) == []
         assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))] == []
@@ -156,7 +156,7 @@ def test_chapter_works_from_disk(browser, offline_book, document):
         assert page.locator("img.lossbook-frame:visible").count() >= 1
 
 
-@pytest.mark.parametrize("document", chapters())
+@pytest.mark.parametrize("document", notebooks())
 def test_explorer_shows_a_picture_without_scripts(browser, site, document):
     with opened(browser, f"{site}{document}.html", java_script_enabled=False) as page:
         assert page.locator("noscript img.lossbook-frame:visible").count() >= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from book_pages import chapters, documents
+from book_pages import chapters, documents, notebooks
 from bs4 import BeautifulSoup
 
 from lossbook.chapter import catalog
@@ -131,11 +131,23 @@ def test_welcome_shows_the_totals_and_the_whole_plan(html_book):
     assert all(chapter.title in text.replace("\u2019", "'") for chapter in catalog.chapters())  # smart quotes
 
 
-def test_run_times_lists_every_written_chapter(html_book):
+def test_run_times_lists_every_written_notebook(html_book):
     rows = [row.get_text(" ", strip=True) for row in read(html_book, "book/run-times").select("table tr")]
-    for chapter in catalog.chapters():
-        if chapter.written:
-            assert any(row.startswith(f"{chapter.number}.") and " cpu " in row for row in rows), chapter.slug
+    for info in catalog.notebooks():
+        if info.written:
+            first = f"{info.number}." if isinstance(info, catalog.ChapterInfo) else info.title
+            assert any(row.startswith(first) and " cpu " in row for row in rows), info.slug
+
+
+@pytest.mark.parametrize("document", [name for name in notebooks() if name not in chapters()])
+def test_comparison_has_no_number_and_no_card_and_is_linked_from_its_part(html_book, document):
+    page = read(html_book, document)
+    assert page.select("h1 .section-number, h2 .section-number, .lossbook-card, .exercise") == []
+    info = catalog.find_notebook(Path(document).name)
+    part = catalog.parts()[info.part - 1]
+    for name in (f"book/parts/{part.slug}", "book/welcome"):
+        links = [link["href"] for link in article(read(html_book, name)).find_all("a", href=True)]
+        assert any(link.split("#")[0].endswith(f"{document}.html") for link in links), name
 
 
 def test_benchmarks_page_is_made_from_the_results(html_book):

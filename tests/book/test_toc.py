@@ -1,5 +1,7 @@
 """The table of contents lists what exists, where the plan of the book puts it."""
 
+import re
+
 import pytest
 import yaml
 from book_pages import ROOT, documents, table_of_contents
@@ -10,11 +12,20 @@ from lossbook.site.pages import opener
 
 
 def files_of(part, chapters):
-    """What the table of contents lists for a part: its opener, if there is one, then the chapters."""
-    return [*filter(None, [opener(part)]), *(f"notebooks/{chapter.slug}" for chapter in chapters)]
+    """What the table of contents lists for a part: its opener and its comparison, if there are, around the chapters."""
+    return [*filter(None, [opener(part)]), *(f"notebooks/{chapter.slug}" for chapter in chapters), *closing(part)]
 
 
-def test_lists_every_written_chapter_in_its_part_and_no_planned_one():
+def closing(part):
+    written = part.comparison and part.comparison.written
+    return [f"notebooks/{part.comparison.slug}"] if written else []
+
+
+def is_chapter(file):
+    return re.match(r"notebooks/\d\d_", file) is not None
+
+
+def test_lists_every_written_notebook_in_its_part_and_no_planned_one():
     written = {part: [chapter for chapter in part.chapters if chapter.written] for part in catalog.parts()}
     expected = {part_caption(part): files_of(part, chapters) for part, chapters in written.items() if chapters}
     found = {
@@ -59,9 +70,9 @@ def test_new_chapter_finds_its_place(chapter):
     assert captions.count(part_caption(part)) == 1
     files = [entry["file"] for entry in parts[captions.index(part_caption(part))]["chapters"]]
     assert f"notebooks/{chapter.slug}" in files
-    chapters = [file for file in files if file.startswith("notebooks/")]
+    chapters = [file for file in files if is_chapter(file)]
     assert chapters == sorted(chapters)
-    assert files == [*filter(None, [opener(part)]), *chapters]
+    assert files == [*filter(None, [opener(part)]), *chapters, *closing(part)]
     order = [caption for caption in (part_caption(part) for part in catalog.parts()) if caption in captions]
     assert [caption for caption in captions if caption.startswith("Part ")] == order
     assert captions[-2:] == ["Results", "Reference"]
@@ -73,7 +84,7 @@ def test_all_chapters_can_be_added_in_any_order():
         toc = listed(toc, chapter)
     files = [chapter["file"] for part in yaml.safe_load(toc)["parts"] for chapter in part["chapters"]]
     expected = [f"notebooks/{chapter.slug}" for chapter in catalog.chapters()]
-    assert [file for file in files if file.startswith("notebooks/")] == expected
+    assert [file for file in files if is_chapter(file)] == expected
 
 
 def test_part_without_an_opener_starts_with_its_chapter(tmp_path):

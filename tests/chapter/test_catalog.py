@@ -25,8 +25,20 @@ def test_find_says_what_exists(which):
         catalog.find(which)
 
 
-def test_every_notebook_is_a_planned_chapter():
-    planned = {chapter.notebook.name for chapter in catalog.chapters()}
+def test_a_comparison_closes_its_part_and_is_found_by_its_name():
+    (comparison,) = catalog.comparisons()
+    assert catalog.parts()[comparison.part - 1].comparison is comparison
+    assert catalog.find_notebook(f" {comparison.slug} ") is comparison
+    assert catalog.find_notebook(17) is catalog.find(17)
+    assert catalog.notebooks() == (*catalog.chapters(), comparison)
+    with pytest.raises(catalog.ChapterNotFoundError, match="there is no chapter 'embedding_losses'"):
+        catalog.find(comparison.slug)
+    with pytest.raises(catalog.ChapterNotFoundError, match="there is no chapter 'nothing'"):
+        catalog.find_notebook("nothing")
+
+
+def test_every_notebook_is_planned():
+    planned = {info.notebook.name for info in catalog.notebooks()}
     assert {path.name for path in catalog.notebooks_dir().glob("*.ipynb")} <= planned
 
 

@@ -1,32 +1,28 @@
-"""Every written chapter keeps the contract, and the linter sees each way of breaking it."""
+"""Every written notebook keeps its contract, and the linter sees each way of breaking it."""
 
 import copy
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from lossbook.chapter import catalog
 from lossbook.site import lint, new_chapter
 
-WRITTEN = [chapter for chapter in catalog.chapters() if chapter.written]
+WRITTEN = [info for info in catalog.notebooks() if info.written]
+every_notebook = pytest.mark.parametrize("info", WRITTEN, ids=lambda info: info.slug)
 CPU_BUDGET = 60  # seconds on one core
 
 
-@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda chapter: chapter.slug)
-def test_chapter_keeps_the_contract(chapter):
-    assert lint.lint_notebook(chapter.notebook, chapter) == []
+@every_notebook
+def test_notebook_keeps_its_contract(info):
+    assert lint.lint_notebook(info.notebook, info) == []
 
 
-@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda chapter: chapter.slug)
-def test_chapter_keeps_its_time(chapter):
-    run = nbformat.read(chapter.notebook, as_version=4).metadata["lossbook"]
+@every_notebook
+def test_notebook_keeps_its_time(info):
+    run = nbformat.read(info.notebook, as_version=4).metadata["lossbook"]
     assert run["cpu_seconds"] <= CPU_BUDGET
-
-
-def test_every_notebook_is_planned():
-    planned = {chapter.notebook for chapter in catalog.chapters()}
-    assert set(catalog.notebooks_dir().glob("*.ipynb")) <= planned
 
 
 @pytest.fixture
@@ -158,3 +154,49 @@ def test_chapter_must_be_committed_executed(template, problems):
     assert any("make reproduce CHAPTER=17" in problem for problem in problems(template, executed=True))
     template.metadata["lossbook"] = {"profile": "cpu", "seed": 0}
     assert any("no reproduction card" in problem for problem in problems(template, executed=True))
+
+
+COMPARISON = catalog.comparisons()[0]
+
+
+@pytest.fixture
+def side_by_side():
+    """The smallest notebook that keeps the contract of a comparison."""
+    head = f"(ch-embedding-losses)=\n# {COMPARISON.title}"
+    made = f'comparison = Comparison("{COMPARISON.slug}", profile=profile, seed=seed)'
+    cells = [
+        new_markdown_cell(head),
+        new_code_cell(lint.PARAMETERS, metadata={"tags": ["parameters", "remove-cell"]}),
+        new_code_cell(made, metadata={"tags": ["hide-input"]}),
+        new_code_cell("explore(draw, alt='x', n=[1])"),
+    ]
+    for cell in cells:
+        if cell.cell_type == "code":
+            cell.execution_count = None
+    return new_notebook(cells=cells)
+
+
+@pytest.fixture
+def problems_of_comparison(tmp_path):
+    def check(notebook, executed=False):
+        path = tmp_path / "comparison.ipynb"
+        nbformat.write(notebook, path)
+        return lint.lint_notebook(path, COMPARISON, executed=executed)
+
+    return check
+
+
+def test_comparison_needs_neither_claims_nor_exercises_nor_a_paper(side_by_side, problems_of_comparison):
+    assert problems_of_comparison(side_by_side) == []
+    side_by_side.metadata["lossbook"] = {"profile": "cpu", "seed": 0}
+    assert problems_of_comparison(side_by_side, executed=True) == []
+
+
+def test_comparison_keeps_the_rest_of_the_contract(side_by_side, problems_of_comparison):
+    (problem,) = problems_of_comparison(side_by_side, executed=True)
+    assert problem.endswith("make reproduce CHAPTER=embedding_losses")
+    side_by_side.cells[2].source = side_by_side.cells[2].source.replace("Comparison(", "Chapter(")
+    side_by_side.cells[3].source = "print()"
+    found = " ".join(problems_of_comparison(side_by_side))
+    assert 'must make comparison = Comparison("embedding_losses"' in found
+    assert "at least one explorer" in found

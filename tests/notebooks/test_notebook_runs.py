@@ -1,4 +1,4 @@
-"""Every written chapter runs with profile ``smoke`` (nbval runs it with ``cpu``), and its printed snippets run."""
+"""Every written notebook runs with profile ``smoke`` (nbval runs it with ``cpu``), and its printed snippets run."""
 
 import os
 import re
@@ -14,17 +14,20 @@ from lossbook.chapter.claims import load_claims
 from lossbook.chapter.execute import execute
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITTEN = [chapter for chapter in catalog.chapters() if chapter.written]
+WRITTEN = [info for info in catalog.notebooks() if info.written]
 SMOKE_LIMIT = 30  # CPU seconds: the aim is 15 on an idle core; one shared with other tests takes up to twice that
 PAGES = [ROOT / "README.md", ROOT / "book" / "how-to-use.md"]
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda chapter: chapter.slug)
-def test_smoke_profile_passes_in_seconds(chapter, tmp_path):
-    result = execute(chapter, profile="smoke", out=tmp_path)
+@pytest.mark.parametrize("info", WRITTEN, ids=lambda info: info.slug)
+def test_smoke_profile_passes_in_seconds(info, tmp_path):
+    result = execute(info, profile="smoke", out=tmp_path)
     assert result.failed is None
-    assert [claim["id"] for claim in result.card["claims"]] == list(load_claims(chapter.slug))
+    if isinstance(info, catalog.ChapterInfo):
+        assert [claim["id"] for claim in result.card["claims"]] == list(load_claims(info.slug))
+    else:
+        assert result.card is None
     assert result.cpu_seconds <= SMOKE_LIMIT
 
 
@@ -33,14 +36,14 @@ def python_blocks(text):
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
 
 
-def prose(chapter):
-    cells = nbformat.read(chapter.notebook, as_version=4).cells
+def prose(info):
+    cells = nbformat.read(info.notebook, as_version=4).cells
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
-# A chapter may show its snippet as a code cell, which nbval runs; if it prints one as text, that is run here.
+# A notebook may show its snippet as a code cell, which nbval runs; if it prints one as text, that is run here.
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
-TEXTS |= {chapter.slug: prose(chapter) for chapter in WRITTEN if python_blocks(prose(chapter))}
+TEXTS |= {info.slug: prose(info) for info in WRITTEN if python_blocks(prose(info))}
 
 
 @pytest.mark.parametrize("text", TEXTS)
