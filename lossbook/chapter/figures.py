@@ -87,6 +87,8 @@ METHODS: dict[str, LineStyle] = {
     "smooth adversarial": _look("purple", "o"),
     "LDR-KL": _look("orange", "^", "--"),
     "ALDR-KL": _look("blue", "s"),
+    "PCR": _look("vermilion", "s"),
+    "SCR": _look("blue", "^", "--"),
     "right label": _look("green", "o"),
     "wrong label": _look("vermilion", "X", "--"),
     "one head": _look("blue", "o"),
@@ -98,6 +100,10 @@ METHODS: dict[str, LineStyle] = {
     "mixed features": _look("blue", "^", "--"),
     "positive pair": _look("green", "o"),
     "negative pair": _look("orange", "X", "--"),
+    "softmax": _look("black", "o"),
+    "decoupled softmax": _look("vermilion", "s"),
+    "SoftTop, small k": _look("blue", "^", "-."),
+    "SoftTop, large k": _look("green", "D", "--"),
 }
 
 
