@@ -91,6 +91,8 @@ METHODS: dict[str, LineStyle] = {
     "SCR": _look("blue", "^", "--"),
     "right label": _look("green", "o"),
     "wrong label": _look("vermilion", "X", "--"),
+    "one right answer": _look("blue", "o"),
+    "all right answers": _look("vermilion", "s"),
     "one head": _look("blue", "o"),
     "three heads": _look("green", "^"),
     "one cold head": _look("sky", "D", "-."),
