@@ -108,15 +108,18 @@ def wordnet_xmc(
     return WordNetLabels(queries, [_name(drawn.lemmas[label], 2) for label in kept], target[labeled])
 
 
-def wordnet_pairs(n: int | None = RETRIEVAL_SIZE, seed: int = 0) -> tuple[list[str], list[str]]:
+def wordnet_pairs(
+    n: int | None = RETRIEVAL_SIZE, seed: int = 0, *, every_category: bool = False
+) -> tuple[list[str], list[str]]:
     """Return names of nouns and their definitions.
 
     The nouns, their source, license and order are those of :func:`wordnet_xmc`. A name joins the first three names of
     a synset, as in ``"opah, moonfish, Lampris regius"``.
 
     Args:
-        n: Nouns to draw, in [1, 41331]; None takes all.
+        n: Nouns to draw, in [1, 41331], or [1, 78361] of every category; None takes all.
         seed: Seed of the drawing.
+        every_category: Whether to draw from WordNet's nouns of every category, abstract ones too. Default False.
 
     Returns:
         Names and definitions, ``n`` of each; the i-th belong together.
@@ -132,7 +135,7 @@ def wordnet_pairs(n: int | None = RETRIEVAL_SIZE, seed: int = 0) -> tuple[list[s
         ('heavyweight', 'a professional boxer who weighs more than 190 pounds')
     """
     _check_draw(n, seed)
-    drawn = nouns.draw(n, seed)
+    drawn = nouns.draw(n, seed, every_category=every_category)
     names = [_name(drawn.lemmas[position], nouns.NAMES_KEPT) for position in drawn.drawn]
     return names, [drawn.definitions[position] for position in drawn.drawn]
 

@@ -179,6 +179,7 @@ def test_the_database_is_fetched_and_sampled(tmp_path, tarball, monkeypatch):
     assert cache.read_manifest(path)["license"] == "WordNet-3.0"
     names, definitions = data.wordnet_pairs(None)
     assert sorted(names) == ["Rex", "a, b, c", "animal, living beast"] and len(definitions) == 3
+    assert len(data.wordnet_pairs(None, every_category=True)[0]) == 4
     queries, labels, target = data.wordnet_xmc(None, min_count=1, max_frequency=0.7, seed=5)
     assert labels == ["animal, living beast", "a, b"] and len(queries) == 2 and target.sum() == 3
     whole = data.wordnet_xmc(None, min_count=1, max_frequency=1.0, every_category=True)
