@@ -161,6 +161,7 @@ def test_too_small_a_batch_is_refused(case, generator):
 
 
 @cases_with(lambda case: case.smallest == 0)
+@pytest.mark.filterwarnings("ignore::lossbook.losses.NoPositivesWarning")
 def test_empty_batch(case, generator):
     inputs = inputs_of(case, generator, n=0)
     value, gradients, _ = run(case.function, inputs, **unreduced(case))

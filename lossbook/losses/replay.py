@@ -18,6 +18,7 @@ from lossbook._validation import (
     check_tensor,
 )
 from lossbook.losses._embeddings import check_embeddings, similarities, unit
+from lossbook.losses._positives import reduce_rows
 from lossbook.losses._shared import check_logits, reduce, widen
 
 __all__ = ["hpcr_scale", "pcr", "pcr_with_pairs", "proxy_distillation", "relation_distillation"]
@@ -52,7 +53,8 @@ def pcr(
 
     Returns:
         Scalar, or shape ``(N,)`` for ``"none"``; dtype of ``features``. At least :math:`\log n_{y_i}`, which it is
-        where the batch holds one class only.
+        where the batch holds one class only. No anchor is without a positive, its own proxy; a batch without anchors
+        gives zero, with a :class:`~lossbook.losses.NoPositivesWarning`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -76,7 +78,7 @@ def pcr(
     check_positive("temperature", temperature)
     logits, log_count = _counted_logits(features, proxies, target, temperature)
     losses = functional.cross_entropy(logits, target, reduction="none") + log_count[target]
-    return reduce(losses, reduction, features.dtype)
+    return reduce_rows(losses, reduction, features.dtype)
 
 
 def pcr_with_pairs(

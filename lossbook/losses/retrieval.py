@@ -18,7 +18,8 @@ from lossbook._validation import (
     check_tensor,
     values_are_readable,
 )
-from lossbook.losses._shared import REDUCTIONS, reduce, widen
+from lossbook.losses._positives import reduce_rows, warn_of_no_positives
+from lossbook.losses._shared import REDUCTIONS, widen
 
 __all__ = ["info_nce", "mann_whitney", "mann_whitney_retrieval", "ranknet_retrieval", "siglip"]
 
@@ -49,6 +50,7 @@ def info_nce(sim: Tensor, *, temperature: float = 0.05, mask: Tensor | None = No
 
     Returns:
         Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``sim``. A row whose negatives are all dropped has loss zero.
+        A batch without rows gives zero, with a :class:`~lossbook.losses.NoPositivesWarning`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -75,7 +77,7 @@ def info_nce(sim: Tensor, *, temperature: float = 0.05, mask: Tensor | None = No
         dropped = ~mask
         dropped.diagonal().fill_(False)
         logits = logits.masked_fill(dropped, -torch.inf)
-    return reduce(functional.cross_entropy(logits, index, reduction="none"), reduction, sim.dtype)
+    return reduce_rows(functional.cross_entropy(logits, index, reduction="none"), reduction, sim.dtype)
 
 
 def mann_whitney(
@@ -91,8 +93,8 @@ def mann_whitney(
     most the mean of :math:`\ell_{ij}` divided by :math:`\log 2`, at every temperature. The value is in nats.
 
     Args:
-        pos: Scores :math:`s^+` of the positives, shape ``(P,)`` with ``P >= 1``, floating point. float16 and bfloat16
-            are accumulated in float32.
+        pos: Scores :math:`s^+` of the positives, shape ``(P,)``, floating point. float16 and bfloat16 are accumulated
+            in float32.
         neg: Scores :math:`s^-` of the negatives, shape ``(M,)`` with ``M >= 1``, dtype of ``pos``.
         temperature: Temperature :math:`\tau > 0`, in units of the scores. Default 1. Cold, the loss counts by how much
             pairs are in the wrong order; hot, it sees the difference of the two means only.
@@ -102,7 +104,8 @@ def mann_whitney(
             Without effect for ``"none"``.
 
     Returns:
-        Scalar, or shape ``(P, M)`` for ``"none"``; dtype of ``pos``.
+        Scalar, or shape ``(P, M)`` for ``"none"``; dtype of ``pos``. A batch without positives, as happens by chance
+        where they are rare, gives zero, connected to the graph, with a :class:`~lossbook.losses.NoPositivesWarning`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -119,6 +122,8 @@ def mann_whitney(
     """
     _check_scores("pos", pos, "P")
     _check_scores("neg", neg, "M")
+    if not len(neg):
+        raise ValueError("neg must have shape (M,) with M >= 1, got (0,)")
     check_same_dtype("neg", neg, "pos", pos)
     check_same_device("neg", neg, "pos", pos)
     check_positive("temperature", temperature)
@@ -127,10 +132,12 @@ def mann_whitney(
         check_integer("chunk_size", chunk_size)
         check_positive("chunk_size", chunk_size)
     positive, negative = widen(pos), widen(neg)
+    if not len(pos):
+        warn_of_no_positives("pos holds no score", stacklevel=3)
     if reduction == "none":
         return _surprises(positive, negative, temperature).to(pos.dtype)
     total = _sums_over_negatives(positive, negative, temperature, chunk_size or len(pos)).sum()
-    return (total / (len(pos) * len(neg)) if reduction == "mean" else total).to(pos.dtype)
+    return (total / max(1, len(pos) * len(neg)) if reduction == "mean" else total).to(pos.dtype)
 
 
 def mann_whitney_retrieval(
@@ -156,7 +163,8 @@ def mann_whitney_retrieval(
         reduction: ``"mean"`` (over B, default), ``"sum"`` or ``"none"``.
 
     Returns:
-        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``sim``.
+        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``sim``. A batch without rows gives zero, with a
+        :class:`~lossbook.losses.NoPositivesWarning`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -181,7 +189,7 @@ def mann_whitney_retrieval(
     # A negative at -inf is beaten by every positive and adds nothing.
     negative = scores.masked_fill(dropped, -torch.inf).flatten()
     sums = _sums_over_negatives(scores.diagonal(), negative, temperature, max(1, _PAIRS // max(1, negative.numel())))
-    return reduce(sums / (~dropped).sum().clamp(min=1), reduction, sim.dtype)
+    return reduce_rows(sums / (~dropped).sum().clamp(min=1), reduction, sim.dtype)
 
 
 def ranknet_retrieval(
@@ -208,6 +216,7 @@ def ranknet_retrieval(
 
     Returns:
         Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``sim``. A row whose negatives are all dropped has loss zero.
+        A batch without rows gives zero, with a :class:`~lossbook.losses.NoPositivesWarning`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -230,7 +239,7 @@ def ranknet_retrieval(
     losses = -functional.logsigmoid(margins / temperature).sum(1) / count.clamp(min=1)
     if reduction == "mean":
         losses = losses * (count * (len(count) / count.sum().clamp(min=1)))
-    return reduce(losses, reduction, sim.dtype)
+    return reduce_rows(losses, reduction, sim.dtype)
 
 
 def siglip(
@@ -265,7 +274,8 @@ def siglip(
         reduction: ``"mean"`` (over B, default), ``"sum"`` or ``"none"``.
 
     Returns:
-        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``sim``.
+        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``sim``. A batch without rows gives zero, with a
+        :class:`~lossbook.losses.NoPositivesWarning`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -290,7 +300,7 @@ def siglip(
     logits = widen(sim) / temperature + bias
     wrong = logits.masked_fill(_dropped(sim, mask), -torch.inf)
     losses = -functional.logsigmoid(logits.diagonal()) - functional.logsigmoid(-wrong).sum(1)
-    return reduce(losses, reduction, sim.dtype)
+    return reduce_rows(losses, reduction, sim.dtype)
 
 
 def _dropped(sim: Tensor, mask: Tensor | None) -> Tensor:
@@ -321,12 +331,10 @@ def _sums_over_negatives(positive: Tensor, negative: Tensor, temperature: float,
 
 
 def _check_scores(name: str, scores: Tensor, symbol: str) -> None:
-    """Require one or more floating-point scores in one dimension."""
+    """Require floating-point scores in one dimension."""
     check_tensor(name, scores)
     check_floating(name, scores)
     check_shape(name, scores, f"({symbol},)", (None,))
-    if not len(scores):
-        raise ValueError(f"{name} must have shape ({symbol},) with {symbol} >= 1, got (0,)")
 
 
 def _check_similarities(sim: Tensor, mask: Tensor | None) -> None:

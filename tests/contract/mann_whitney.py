@@ -128,13 +128,14 @@ CASES = (
         ),
         extreme=extreme_scores,
         options={"cold": lambda i, g: {"temperature": 0.1}, "chunks": lambda i, g: {"chunk_size": 4}},
-        smallest=1,
+        empty_mean=0,
         values=NEGATIVES,
         rowwise=False,
         documented=losses.mann_whitney,
     ),
     Case(
         name="mann_whitney_retrieval",
+        empty_mean=0,
         function=losses.mann_whitney_retrieval,
         reference=dense_mann_whitney_retrieval,
         make_inputs=similarity_inputs,
@@ -154,6 +155,7 @@ CASES = (
     ),
     Case(
         name="ranknet_retrieval",
+        empty_mean=0,
         function=losses.ranknet_retrieval,
         reference=dense_ranknet,
         make_inputs=similarity_inputs,
@@ -171,6 +173,7 @@ CASES = (
     ),
     Case(
         name="siglip",
+        empty_mean=0,
         function=losses.siglip,
         reference=dense_siglip,
         make_inputs=similarity_inputs,

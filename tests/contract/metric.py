@@ -201,6 +201,7 @@ KIND_OPTIONS = {
 CASES = (
     Case(
         name="pair_loss",
+        empty_mean=0,
         function=losses.pair_loss,
         reference=plain_pairs,
         make_inputs=pair_inputs,
@@ -232,6 +233,7 @@ CASES = (
     ),
     Case(
         name="metric_loss",
+        empty_mean=0,
         function=losses.metric_loss,
         reference=plain_metric,
         make_inputs=labeled_inputs,
@@ -253,6 +255,7 @@ CASES = (
     ),
     Case(
         name="metrix_embed_loss",
+        empty_mean=0,
         function=losses.metrix_embed_loss,
         reference=plain_metrix,
         make_inputs=mixed_inputs,

@@ -196,6 +196,7 @@ _PROBABILITY = (
 CASES = (
     Case(
         name="multilabel_softmax",
+        empty_mean=0,
         function=losses.multilabel_softmax,
         reference=plain_softmax,
         make_inputs=label_inputs,
@@ -210,6 +211,7 @@ CASES = (
     ),
     Case(
         name="decoupled_softmax",
+        empty_mean=0,
         function=losses.decoupled_softmax,
         reference=plain_decoupled,
         make_inputs=label_inputs,
@@ -265,6 +267,7 @@ CASES = (
     ),
     Case(
         name="soft_topk_loss",
+        empty_mean=0,
         function=soft_topk_loss,
         reference=plain_soft_topk_loss,
         make_inputs=label_inputs,

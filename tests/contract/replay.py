@@ -138,6 +138,7 @@ MORE_CLASSES = {
 
 PCR = Case(
     name="pcr",
+    empty_mean=0,
     function=losses.pcr,
     reference=dense_pcr,
     make_inputs=proxy_inputs,

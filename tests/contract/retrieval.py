@@ -66,6 +66,7 @@ SIMILARITY_BAD = (
 
 INFO_NCE = Case(
     name="info_nce",
+    empty_mean=0,
     function=losses.info_nce,
     reference=dense_info_nce,
     make_inputs=similarity_inputs,

@@ -137,7 +137,9 @@ def test_the_policy_counts_all_anchors_where_a_loss_says_so():
     assert reduce_anchors(losses, has, "mean", torch.float32) == 3.5
     assert reduce_anchors(losses, has, "mean", torch.float32, count_all=True).item() == pytest.approx(7 / 3)
     assert reduce_anchors(losses, has, "none", torch.float16).tolist() == [3, 0, 4]
-    assert reduce_anchors(losses[:0], has[:0], "mean", torch.float32) == 0
+    for count_all in (False, True):
+        with pytest.warns(NoPositivesWarning, match="none of the 0 anchors"):
+            assert reduce_anchors(losses[:0], has[:0], "mean", torch.float32, count_all=count_all) == 0
     with pytest.warns(NoPositivesWarning):
         assert reduce_anchors(losses, ~has & has, "mean", torch.float32, count_all=True) == 0
 
