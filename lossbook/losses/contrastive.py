@@ -290,7 +290,7 @@ def amcl(
     else:
         # The penalty of the positive cancels that of its negatives.
         score = cosine = (unit(z_a) / wide) @ unit(z_b).mT
-    own = score.new_zeros(rows, rows).fill_diagonal_(-torch.inf)
+    own = exclude_diagonal(torch.zeros(rows, rows, dtype=score.dtype, device=score.device))
     if negatives == "max":
         hardest = (cosine + own).argmax(2, keepdim=True)
         negative = score.gather(2, hardest).squeeze(2)
