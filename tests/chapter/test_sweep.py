@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -128,7 +129,7 @@ def run(seed):
     with open(os.environ["CALLS"], "a") as file:
         print(seed, file=file)
     if seed == 2 and "STOP" in os.environ:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), getattr(signal, os.environ["STOP"]))
     return {"seed": seed, "words": {"one", "two", "three"}}
 
 if __name__ == "__main__":
@@ -140,7 +141,7 @@ if __name__ == "__main__":
 def test_interrupted_sweep_continues_where_it_stopped(tmp_path):
     calls, cache = tmp_path / "calls", tmp_path / "deep" / "cache"
     options = {"CALLS": str(calls), "LOSSBOOK_SWEEP_CACHE": str(cache)}
-    stopped = script(tmp_path / "stopped.py", INTERRUPTED, **options, STOP="1")
+    stopped = script(tmp_path / "stopped.py", INTERRUPTED, **options, STOP="SIGINT")
     assert stopped.returncode != 0
     assert (
         f"KeyboardInterrupt: depths: interrupted after 2 of 4 configurations; their results are kept in {cache}, "
@@ -151,6 +152,17 @@ def test_interrupted_sweep_continues_where_it_stopped(tmp_path):
     assert again.stdout == "[0, 1, 2, 3]\n", again.stderr
     assert calls.read_text().split() == ["0", "1", "2", "2", "3"]
     assert {path.suffix for path in cache.iterdir()} == {".pickle"}, "no partial file is left"
+
+
+def test_killed_sweep_continues_where_it_stopped(tmp_path):
+    """As after a power cut: nothing is told to the process, which can not clean up."""
+    calls, cache = tmp_path / "calls", tmp_path / "cache"
+    options = {"CALLS": str(calls), "LOSSBOOK_SWEEP_CACHE": str(cache)}
+    killed = script(tmp_path / "killed.py", INTERRUPTED, **options, STOP="SIGKILL")
+    assert killed.returncode == -signal.SIGKILL
+    again = script(tmp_path / "killed.py", INTERRUPTED, **options)
+    assert again.stdout == "[0, 1, 2, 3]\n", again.stderr
+    assert calls.read_text().split() == ["0", "1", "2", "2", "3"]
 
 
 @pytest.mark.parametrize(
