@@ -111,7 +111,8 @@ def execute(
 def rewrite(info: NotebookInfo, *, on_progress: Progress | None = None) -> ExecutionResult:
     """Execute a notebook with profile ``cpu`` and seed 0 and, if it passes, replace it by the result.
 
-    It runs on one thread: the order in which threads add up would otherwise show in the published digits.
+    It runs on one thread: the order in which threads add up would otherwise show in the published digits. A folder in
+    ``LOSSBOOK_SWEEP_CACHE`` is not looked at: results of an earlier day must not be published as this run's.
 
     Args:
         info: The chapter or comparison.
@@ -124,7 +125,7 @@ def rewrite(info: NotebookInfo, *, on_progress: Progress | None = None) -> Execu
         FileNotFoundError: If the notebook is not written yet.
         OSError: If the notebook can not be written.
     """
-    with tempfile.TemporaryDirectory(prefix="lossbook-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lossbook-") as folder, _environment(LOSSBOOK_SWEEP_CACHE=""):
         result = execute(info, out=Path(folder), on_progress=on_progress, threads=1)
         if result.failed:
             kept = Path(tempfile.mkdtemp(prefix="lossbook-")) / result.path.name

@@ -16,7 +16,8 @@ def book(tmp_path, monkeypatch):
         new_code_cell('profile = "cpu"\nseed = 0', metadata={"tags": ["parameters"]}),
         new_code_cell(
             "import sys, os\nfrom IPython.display import display\n"
-            "print('profile', profile, seed, *map(os.environ.get, ('LOSSBOOK_STATIC', 'LOSSBOOK_THREADS')))\n"
+            "names = ('LOSSBOOK_STATIC', 'LOSSBOOK_THREADS', 'LOSSBOOK_SWEEP_CACHE')\n"
+            "print('profile', profile, seed, *(os.environ.get(name) or '-' for name in names))\n"
             "print('noise', file=sys.stderr)\n"
             "display({'text/plain': 'card'}, metadata={'lossbook': {'profile': profile, 'claims': [\n"
             "    {'id': '17.a', 'verdict': 'reproduced', 'measured': {'x': 1e-12}}]}}, raw=True)"
@@ -32,7 +33,8 @@ def book(tmp_path, monkeypatch):
 
 
 @pytest.mark.notebook
-def test_execute_rewrite_and_clean(book, tmp_path):
+def test_execute_rewrite_and_clean(book, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSBOOK_SWEEP_CACHE", "kept")
     progress = []
     result = execute.execute(
         book, profile="smoke", seed=1, out=tmp_path / "runs", on_progress=lambda *a: progress.append(a)
@@ -42,7 +44,7 @@ def test_execute_rewrite_and_clean(book, tmp_path):
     assert result.card["claims"][0]["verdict"] == "reproduced"
     assert progress[-1] == (5, 5), "four cells and the injected parameters"
     run = nbformat.read(result.path, as_version=4)
-    assert "profile smoke 1 1 None" in str(run.cells), "a reader's run chooses its threads itself"
+    assert "profile smoke 1 1 - kept" in str(run.cells), "a reader's run chooses its threads and its cache itself"
     assert run.metadata.lossbook["profile"] == "smoke"
     assert "profile smoke" not in book.notebook.read_text()
 
@@ -52,7 +54,7 @@ def test_execute_rewrite_and_clean(book, tmp_path):
         notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
         assert len(notebook.cells) == 4
-        assert "profile cpu 0 1 1" in text, "the published run uses one thread"
+        assert "profile cpu 0 1 1 -" in text, "the published run uses one thread and no earlier result"
         assert all(cell.get("execution_count") is None for cell in notebook.cells)
         assert "noise" not in [output.get("text") for output in notebook.cells[2].outputs]
         assert notebook.metadata.widgets, "the widgets' state must be kept for the page"
