@@ -89,8 +89,8 @@ def choose(names: list[str]) -> list[NotebookInfo]:
         except catalog.ChapterNotFoundError:
             raise CommandError(f"there is no chapter {name!r}; written chapters: {ready}", USAGE) from None
         if not info.written:
-            planned = f"{info.label} ({info.name}) is planned but not written yet"
-            raise CommandError(f"{planned}; written chapters: {ready}", USAGE)
+            described = info.label if info.name in info.label else f"{info.label} ({info.name})"
+            raise CommandError(f"{described} is planned but not written yet; written chapters: {ready}", USAGE)
         chosen[info.slug] = info
     if not chosen:
         raise CommandError("no chapter is written yet, so there is nothing to run", USAGE)

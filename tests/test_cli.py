@@ -170,11 +170,20 @@ def test_an_empty_book_is_listed(book, command):
         (["99"], "there is no chapter '99'; written chapters: 17"),
         (["17", "seventeen"], "there is no chapter 'seventeen'; written chapters: 17"),
         (["18"], "chapter 18 (double_sparsity) is planned but not written yet; written chapters: 17"),
+        (["embedding_losses"], "comparison embedding_losses is planned but not written yet; written chapters: 17"),
     ],
 )
 def test_run_refuses_chapters_that_do_not_exist(book, words, message):
     book(card())
     assert sentence(invoke("run", *words), 2) == message
+
+
+@pytest.mark.notebook
+def test_run_takes_a_comparison_by_its_name(book):
+    book("1 + 1").rename(catalog.notebooks_dir() / "embedding_losses.ipynb")
+    result = invoke("run", "embedding_losses", "--profile", "smoke")
+    assert result.exit_code == 0
+    assert "comparison embedding_losses: " in result.output
 
 
 def test_run_all_of_an_empty_book_says_so(book):

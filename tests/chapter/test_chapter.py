@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lossbook.chapter import Chapter, ClaimsFailedError, core
+from lossbook.chapter import Chapter, ClaimsFailedError, Comparison, core
 from lossbook.chapter.claims import parse_claims
 from lossbook.chapter.source import source_of
 
@@ -44,6 +44,20 @@ def test_unknown_profile_and_seed(shown):
         chapter("fast")
     with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
         chapter(seed=-1)
+
+
+def test_a_comparison_has_a_profile_and_no_claims():
+    comparison = Comparison("embedding_losses", profile="smoke", seed=3)
+    assert comparison.pick(smoke=1, cpu=2) == 1 and comparison.info.label == "comparison embedding_losses"
+    assert repr(comparison) == "Comparison('embedding_losses', profile='smoke', seed=3)"
+    assert not any(hasattr(comparison, name) for name in ("claim", "claims", "card"))
+    drawn = torch.rand(2)
+    Comparison("embedding_losses", seed=3)
+    assert torch.equal(torch.rand(2), drawn)
+    with pytest.raises(ValueError, match="slug must be one of embedding_losses, got '17_cut_cross_entropy'"):
+        Comparison("17_cut_cross_entropy")
+    with pytest.raises(ValueError, match="profile must be one of smoke, cpu, gpu, got 'fast'"):
+        Comparison("embedding_losses", profile="fast")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
