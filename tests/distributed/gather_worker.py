@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from lossbook import losses
@@ -47,6 +48,18 @@ def metrix_of_views(z_a, z_b, target):
     return losses.metrix_embed_loss(torch.cat([z_a, z_b]), torch.cat([target, target]), **options)
 
 
+def auc(z_a, z_b, y):
+    """Scores of examples, of which those of class 0 are the positives; a process may have none of them."""
+    score = (z_a * z_b).sum(1)
+    return losses.mann_whitney(score[y == 0], score[y != 0], temperature=0.5)
+
+
+def mixed_pairs(z_a, z_b, y):
+    """Pair loss of queries against other passages, some of which are half alike."""
+    cosine = functional.normalize(z_a, dim=1) @ functional.normalize(z_b, dim=1).T
+    return losses.pair_loss(cosine, (y[:, None] == y) * 0.5, gamma=5.0)
+
+
 LOSSES = {
     "info_nce": lambda a, b, y: losses.info_nce(a @ b.T, temperature=0.5, mask=y[:, None] != y),
     "nt_xent": lambda a, b, y: losses.nt_xent(a, b),
@@ -58,11 +71,17 @@ LOSSES = {
     "relation_distillation": lambda a, b, y: losses.relation_distillation(a, b, temperature=0.5),
     "metric_loss": lambda a, b, y: losses.metric_loss(torch.cat([a, b]), torch.cat([y, y])),
     "metrix_embed_loss": metrix_of_views,
-    "mann_whitney": lambda a, b, y: losses.mann_whitney_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
-    "ranknet": lambda a, b, y: losses.ranknet_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
+    "contrastive": lambda a, b, y: losses.metric_loss(torch.cat([a, b]), torch.cat([y, y]), kind="contrastive"),
+    "pair_loss": mixed_pairs,
+    "mann_whitney": auc,
+    "mann_whitney_retrieval": lambda a, b, y: losses.mann_whitney_retrieval(
+        a @ b.T, temperature=0.5, mask=y[:, None] != y
+    ),
+    "ranknet_retrieval": lambda a, b, y: losses.ranknet_retrieval(a @ b.T, temperature=0.5, mask=y[:, None] != y),
     "siglip": lambda a, b, y: losses.siglip(a @ b.T, temperature=0.5, bias=-1.0, mask=y[:, None] != y),
+    "multilabel_softmax": lambda a, b, y: losses.multilabel_softmax(a @ b.T, y[:, None] == y),
     "decoupled_softmax": lambda a, b, y: losses.decoupled_softmax(a @ b.T, y[:, None] == y),
-    "soft_topk": lambda a, b, y: losses.soft_topk_loss(a @ b.T, y[:, None] == y, k=2),
+    "soft_topk_loss": lambda a, b, y: losses.soft_topk_loss(a @ b.T, y[:, None] == y, k=2),
 }
 
 
@@ -87,6 +106,50 @@ def gathered_losses_equal_one_process(rank, processes):
         assert z_a.grad.abs().max() > 1e-4, "the comparison must be of something"
         dist.all_reduce(parallel.weight.grad)
         torch.testing.assert_close(parallel.weight.grad / processes, model.weight.grad, **EXACT, msg=name)
+
+
+LABELS = torch.linspace(-2, 3, 20, dtype=torch.float64).sin().view(5, 4)
+# Every process holds all labels, or all logits: each example has a term of its own.
+LOCAL = {
+    "multilabel_softmax": lambda z, y, r: losses.multilabel_softmax(z @ LABELS.T, right_labels(y), reduction=r),
+    "decoupled_softmax": lambda z, y, r: losses.decoupled_softmax(z @ LABELS.T, right_labels(y), reduction=r),
+    "soft_topk_loss": lambda z, y, r: losses.soft_topk_loss(z @ LABELS.T, right_labels(y), k=2, reduction=r),
+    "pair_loss": lambda z, y, r: losses.pair_loss(z @ LABELS.T, right_labels(y).double(), gamma=5.0, reduction=r),
+    "proxy_distillation": lambda z, y, r: losses.proxy_distillation(z, z.detach() ** 2, torch.arange(4), reduction=r),
+}
+
+
+def right_labels(y):
+    return (y[:, None] + torch.arange(5)) % 3 == 0
+
+
+def losses_of_fixed_labels_need_no_gathering(rank, processes):
+    """The sum of the own rows times W / N; their own mean is another loss, as the batches are unequal."""
+    a, _, y = joined_batch()
+    rows = own_rows(rank, processes)
+    for name, loss_of in LOCAL.items():
+        model, parallel, naive = new_model(), new_model(), new_model()
+        loss_of(model(a), y, "mean").backward()
+        (loss_of(parallel(a[rows]), y[rows], "sum") * processes / ROWS).backward()
+        loss_of(naive(a[rows]), y[rows], "mean").backward()
+        for each in (parallel, naive):
+            dist.all_reduce(each.weight.grad)
+        torch.testing.assert_close(parallel.weight.grad / processes, model.weight.grad, **EXACT, msg=name)
+        assert not torch.allclose(naive.weight.grad / processes, model.weight.grad, rtol=1e-3), name
+
+
+def losses_that_compare_examples_need_it(rank, processes):
+    """What each process makes of its own rows alone, averaged, is not the loss of the joined batch."""
+    a, b, y = joined_batch()
+    share = ROWS // processes
+    rows = slice(rank * share, (rank + 1) * share)
+    a, b, y = a[: share * processes], b[: share * processes], y[: share * processes]
+    for name, loss_of in LOSSES.items():
+        model, local = new_model(), new_model()
+        loss_of(model(a), model(b), y).backward()
+        loss_of(local(a[rows]), local(b[rows]), y[rows]).backward()
+        dist.all_reduce(local.weight.grad)
+        assert not torch.allclose(local.weight.grad / processes, model.weight.grad, rtol=1e-3), name
 
 
 def distributed_data_parallel_needs_no_factor(rank, processes):
@@ -169,6 +232,8 @@ def a_group_of_one_and_a_group_of_all(rank, processes):
 
 ALL = (
     gathered_losses_equal_one_process,
+    losses_of_fixed_labels_need_no_gathering,
+    losses_that_compare_examples_need_it,
     distributed_data_parallel_needs_no_factor,
     own_anchors_against_all_candidates,
     upstream_gradients_that_differ_are_summed,
