@@ -237,7 +237,8 @@ def soft_topk_loss(
         Gupta et al. (2024), Section 4.3; chapter 7 (:doc:`/notebooks/07_decoupled_softmax`).
     """
     positive = _right_labels(logits, target)
-    surprise = -functional.logsigmoid(_shifted(logits, k, alpha, 64))
+    # Half of the halvings reach the last digit of the shorter dtypes.
+    surprise = -functional.logsigmoid(_shifted(logits, k, alpha, 64 if logits.dtype == torch.float64 else 32))
     return _over_positives(surprise, positive, positive, normalize, reduction, logits.dtype)
 
 

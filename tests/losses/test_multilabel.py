@@ -232,6 +232,16 @@ def test_soft_topk_loss_adds_up_the_logarithms_of_soft_topk(generator):
     torch.testing.assert_close(mean, (total / target.sum(1).clamp(min=1)).mean(), **EXACT)
 
 
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+def test_the_loss_needs_half_of_the_halvings_in_float32(spread, generator):
+    logits = spread * torch.randn(20, 400, generator=generator)
+    target = torch.rand(20, 400, generator=generator) < 0.02
+    for k in (1, 5, 50):
+        whole = -(log_soft_topk(logits, k, num_iter=64) * target).sum(1)
+        each = soft_topk_loss(logits, target, k=k, normalize=False, reduction="none")
+        torch.testing.assert_close(each, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_soft_topk_in_functorch_transforms(generator):
     x = torch.randn(2, 6, generator=generator, dtype=torch.float64)
     expected = torch.autograd.functional.jacobian(lambda x: soft_topk(x, 2)[0, 0], x)
