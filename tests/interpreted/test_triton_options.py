@@ -47,6 +47,8 @@ def test_what_is_returned(extras, filter_eps):
 def test_argmax_of_equal_logits_is_the_first():
     """Equal within a tile, in different tiles, in different shares of the vocabulary, and all of them."""
     heads = head(130, 1030, 8, bias=False)
+    # Sums of such products are exact: equal columns have equal logits, in whatever order a processor adds.
+    heads = Head(*(x.detach().mul(16).round().div(16).requires_grad_() for x in (heads.e, heads.c)), None, heads.target)
     first = outcome(heads, impl="triton", **EVERYTHING).argmax[0]
     valid = heads.target != IGNORED
     assert len(first[valid].unique()) > 20
