@@ -18,7 +18,7 @@ from lossbook._validation import (
     check_tensor,
     values_are_readable,
 )
-from lossbook.losses._positives import reduce_rows, warn_of_no_positives
+from lossbook.losses._positives import reduce_rows
 from lossbook.losses._shared import REDUCTIONS, widen
 
 __all__ = ["info_nce", "mann_whitney", "mann_whitney_retrieval", "ranknet_retrieval", "siglip"]
@@ -93,8 +93,8 @@ def mann_whitney(
     most the mean of :math:`\ell_{ij}` divided by :math:`\log 2`, at every temperature. The value is in nats.
 
     Args:
-        pos: Scores :math:`s^+` of the positives, shape ``(P,)``, floating point. float16 and bfloat16 are accumulated
-            in float32.
+        pos: Scores :math:`s^+` of the positives, shape ``(P,)`` with ``P >= 1``, floating point. float16 and bfloat16
+            are accumulated in float32.
         neg: Scores :math:`s^-` of the negatives, shape ``(M,)`` with ``M >= 1``, dtype of ``pos``.
         temperature: Temperature :math:`\tau > 0`, in units of the scores. Default 1. Cold, the loss counts by how much
             pairs are in the wrong order; hot, it sees the difference of the two means only.
@@ -104,8 +104,7 @@ def mann_whitney(
             Without effect for ``"none"``.
 
     Returns:
-        Scalar, or shape ``(P, M)`` for ``"none"``; dtype of ``pos``. A batch without positives, as happens by chance
-        where they are rare, gives zero, connected to the graph, with a :class:`~lossbook.losses.NoPositivesWarning`.
+        Scalar, or shape ``(P, M)`` for ``"none"``; dtype of ``pos``.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -122,8 +121,9 @@ def mann_whitney(
     """
     _check_scores("pos", pos, "P")
     _check_scores("neg", neg, "M")
-    if not len(neg):
-        raise ValueError("neg must have shape (M,) with M >= 1, got (0,)")
+    for name, value, size in (("pos", pos, "P"), ("neg", neg, "M")):
+        if not len(value):
+            raise ValueError(f"{name} must have shape ({size},) with {size} >= 1, got (0,)")
     check_same_dtype("neg", neg, "pos", pos)
     check_same_device("neg", neg, "pos", pos)
     check_positive("temperature", temperature)
@@ -133,12 +133,10 @@ def mann_whitney(
         check_positive("chunk_size", chunk_size)
     # Divided before they are paired, which takes P + M divisions instead of P M.
     positive, negative = widen(pos) / temperature, widen(neg) / temperature
-    if not len(pos):
-        warn_of_no_positives("pos holds no score", stacklevel=3)
     if reduction == "none":
         return -_log_share_won(positive, negative).to(pos.dtype)
     total = _sums_over_negatives(positive, negative, chunk_size or len(pos)).sum()
-    return (total / max(1, len(pos) * len(neg)) if reduction == "mean" else total).to(pos.dtype)
+    return (total / (len(pos) * len(neg)) if reduction == "mean" else total).to(pos.dtype)
 
 
 def mann_whitney_retrieval(

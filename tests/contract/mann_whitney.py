@@ -119,6 +119,7 @@ CASES = (
         bad=(
             Bad("pos-2d", lambda i: {"pos": i["pos"][None]}, r"pos must have shape \(P,\) = \(\*,\), got \(1, 6\)"),
             Bad("neg-2d", lambda i: {"neg": i["neg"][None]}, r"neg must have shape \(M,\) = \(\*,\), got \(1, 5\)"),
+            Bad("pos-empty", lambda i: {"pos": i["pos"][:0]}, r"pos must have shape \(P,\) with P >= 1, got \(0,\)"),
             Bad("neg-empty", lambda i: {"neg": i["neg"][:0]}, r"neg must have shape \(M,\) with M >= 1, got \(0,\)"),
             Bad("neg-dtype", lambda i: {"neg": i["neg"].float()}, "neg must have the dtype of pos, torch.float64, got"),
             Bad("pos-integer", lambda i: {"pos": i["pos"].long()}, "pos must have a floating-point dtype", TypeError),
@@ -128,7 +129,7 @@ CASES = (
         ),
         extreme=extreme_scores,
         options={"cold": lambda i, g: {"temperature": 0.1}, "chunks": lambda i, g: {"chunk_size": 4}},
-        empty_mean=0,
+        smallest=1,
         values=NEGATIVES,
         rowwise=False,
         documented=losses.mann_whitney,

@@ -16,6 +16,8 @@ WITHOUT_POSITIVES = {
 }
 # At least two examples, each of which has its positive by construction: there is no batch without one.
 ALWAYS_WITH_POSITIVES = {"nt_xent", "nt_xent_decoupled", "amcl", "pcr_with_pairs"}
+# Positives are an argument of its own, so a caller who has none knows it.
+GIVEN_ITS_POSITIVES = {"mann_whitney"}
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -27,11 +29,6 @@ def labels(loss, **options):
 def no_rows(loss, **options):
     """Each row has its positive, so the only batch without one has no rows."""
     return lambda x, **k: loss(x[:0], **options, **k)
-
-
-def scores(x, **k):
-    """Negative scores only, as in a batch of a rare class."""
-    return losses.mann_whitney(x[:0, 0], x[:, 1], **k)
 
 
 def proxies(x, **k):
@@ -48,7 +45,6 @@ CALLS = {
     "decoupled_softmax": labels(losses.decoupled_softmax),
     "soft_topk_loss": labels(losses.soft_topk_loss, k=2),
     "info_nce": no_rows(losses.info_nce),
-    "mann_whitney": scores,
     "mann_whitney_retrieval": no_rows(losses.mann_whitney_retrieval),
     "ranknet_retrieval": no_rows(losses.ranknet_retrieval),
     "siglip": no_rows(losses.siglip),
@@ -68,7 +64,7 @@ def inputs(generator):
 
 def test_every_loss_of_the_family_is_sorted():
     """A new loss of these files must say what it does without positives."""
-    groups = (set(CALLS), WITHOUT_POSITIVES, ALWAYS_WITH_POSITIVES)
+    groups = (set(CALLS), WITHOUT_POSITIVES, ALWAYS_WITH_POSITIVES, GIVEN_ITS_POSITIVES)
     assert set(FAMILY) == set.union(*groups)
     assert len(FAMILY) == sum(map(len, groups)), "each name belongs to one group"
 
@@ -128,6 +124,11 @@ def test_too_small_a_batch_is_an_error_where_every_example_has_its_positive(name
     assert set(calls) == ALWAYS_WITH_POSITIVES
     with pytest.raises(ValueError, match="must have shape"):
         calls[name]()
+
+
+def test_no_positives_are_an_error_where_they_are_an_argument():
+    with pytest.raises(ValueError, match=r"pos must have shape \(P,\) with P >= 1, got \(0,\)"):
+        losses.mann_whitney(torch.ones(0), torch.ones(3))
 
 
 def test_pair_losses_learn_from_negatives_alone_and_do_not_warn(inputs):
