@@ -21,6 +21,13 @@ from lossbook._validation import (
 from lossbook.losses._positives import reduce_rows
 from lossbook.losses._shared import REDUCTIONS, widen
 
+# Several right answers of a query are a family of their own, found under retrieval too.
+from lossbook.losses.multilabel import decoupled_softmax as decoupled_softmax
+from lossbook.losses.multilabel import log_soft_topk as log_soft_topk
+from lossbook.losses.multilabel import multilabel_softmax as multilabel_softmax
+from lossbook.losses.multilabel import soft_topk as soft_topk
+from lossbook.losses.multilabel import soft_topk_loss as soft_topk_loss
+
 __all__ = ["info_nce", "mann_whitney", "mann_whitney_retrieval", "ranknet_retrieval", "siglip"]
 
 # Pairs compared at a time in mann_whitney_retrieval: 64 MiB of float32.

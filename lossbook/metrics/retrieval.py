@@ -13,6 +13,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lossbook._validation import check_integer, check_positive
+
+# Several right answers of a query are a family of their own, found under retrieval too.
+from lossbook.metrics.multilabel import multilabel_precision_at_k as multilabel_precision_at_k
+from lossbook.metrics.multilabel import multilabel_recall_at_k as multilabel_recall_at_k
 from lossbook.metrics.ranking import mann_whitney_auc
 
 __all__ = [
