@@ -182,6 +182,7 @@ def decode_quality(
     lm: LanguageModel,
     methods: Sequence[str] = tuple(QUALITY_METHODS),
     *,
+    calibration: Calibration | None = None,
     passages: int = 12,
     context: int = 512,
     new: int = 128,
@@ -193,6 +194,7 @@ def decode_quality(
     Args:
         lm: From :func:`lossbook.data.smollm2`.
         methods: Names from :data:`QUALITY_METHODS`. Default: all.
+        calibration: Of this model. Default None: made on 512 tokens of the notes on data sets.
         passages: How many, taken at even distances from the whole text.
         context: Tokens read densely.
         new: Tokens predicted after them.
@@ -217,8 +219,9 @@ def decode_quality(
         raise ValueError(f"passages must lie in [1, {len(blocks)}], the passages of the text, got {passages}")
     chosen = torch.linspace(0, len(blocks) - 1, passages).long()
     lm.model.to(device)
-    sample = token_blocks(text(_CALIBRATION_TEXT), lm.tokenizer, context=512, count=1)
-    calibration = calibrate(lm.model, sample)
+    if calibration is None:
+        sample = token_blocks(text(_CALIBRATION_TEXT), lm.tokenizer, context=512, count=1)
+        calibration = calibrate(lm.model, sample)
     dense, lost = lost_by_methods(
         lm.model, blocks[chosen].to(device), calibration, methods, new=new, on_method=on_method
     )
