@@ -216,6 +216,7 @@ def amcl(
     beta: float = 0.1,
     negatives: str = "logsumexp",
     dim: int | None = None,
+    symmetric: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Adaptive multi-head contrastive loss: several heads, and a temperature for each pair in each of them.
@@ -245,10 +246,14 @@ def amcl(
         beta: Weight of the penalty, ``>= 0`` (dimensionless). Default 0.1.
         negatives: ``"logsumexp"`` (default) or ``"max"``.
         dim: Dimension :math:`d` in the penalty, ``>= 1``. Default D.
-        reduction: ``"mean"`` (over B, default), ``"sum"`` or ``"none"``. Heads are added up.
+        symmetric: Take the embeddings of both views as anchors: those of ``z_a`` against ``z_b``, and those of ``z_b``
+            against ``z_a`` with ``tau`` transposed. Default: those of ``z_a`` alone.
+        reduction: ``"mean"`` (over the B anchors, or 2B if ``symmetric``; default), ``"sum"`` or ``"none"``. Heads are
+            added up.
 
     Returns:
-        Scalar, or shape ``(B,)`` for ``"none"``; dtype of ``z_a``. Gradients flow through ``tau`` too.
+        Scalar, or for ``"none"`` shape ``(B,)``, and ``(2B,)`` if ``symmetric``, the anchors of ``z_a`` first; dtype of
+        ``z_a``. Gradients flow through ``tau`` too.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -261,10 +266,10 @@ def amcl(
         tensor(-2.6137)
 
     Note:
-        The anchors are ``z_a`` alone; for a symmetric loss average with ``amcl(z_b, z_a, tau.mT)``. The term of a
-        positive is unbounded below as its temperature falls, see :func:`optimal_temperature`: bound the temperatures.
-        Finite for temperatures down to 1e-4. With data parallelism gather the embeddings of all processes first, as
-        ``(B, C, D)``, and compute ``tau`` from what was gathered, see
+        ``symmetric=True`` is the mean of ``amcl(z_a, z_b, tau)`` and ``amcl(z_b, z_a, tau.mT)``; both share the scores
+        of the pairs, which are computed once. The term of a positive is unbounded below as its temperature falls, see
+        :func:`optimal_temperature`: bound the temperatures. Finite for temperatures down to 1e-4. With data parallelism
+        gather the embeddings of all processes first, as ``(B, C, D)``, and compute ``tau`` from what was gathered, see
         :func:`lossbook.distributed.gather_with_gradient`.
 
     References:
@@ -291,12 +296,15 @@ def amcl(
         # The penalty of the positive cancels that of its negatives.
         score = cosine = (unit(z_a) / wide) @ unit(z_b).mT
     own = exclude_diagonal(torch.zeros(rows, rows, dtype=score.dtype, device=score.device))
+    axes = (2, 1) if symmetric else (2,)  # rows for the anchors of z_a, columns for those of z_b
     if negatives == "max":
-        hardest = (cosine + own).argmax(2, keepdim=True)
-        negative = score.gather(2, hardest).squeeze(2)
+        others = cosine + own
+        negative = [score.gather(axis, others.argmax(axis, keepdim=True)).squeeze(axis) for axis in axes]
     else:
-        negative = (score + own).logsumexp(2)
-    losses = (negative - score.diagonal(dim1=1, dim2=2)).sum(0)
+        others = score + own
+        negative = [others.logsumexp(axis) for axis in axes]
+    positive = score.diagonal(dim1=1, dim2=2)
+    losses = torch.cat([each - positive for each in negative], dim=1).sum(0)
     return reduce(losses, reduction, z_a.dtype)
 
 

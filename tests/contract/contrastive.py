@@ -119,7 +119,12 @@ def dense_optimum(sim, *, beta, dim):
     return 2 * (beta - sim) / (beta * dim)
 
 
-def dense_amcl(z_a, z_b, tau, *, beta=0.1, negatives="logsumexp", dim=None, reduction="mean"):
+def dense_amcl(z_a, z_b, tau, *, beta=0.1, negatives="logsumexp", dim=None, symmetric=False, reduction="mean"):
+    if symmetric:
+        options = {"beta": beta, "negatives": negatives, "dim": dim, "reduction": "none"}
+        return reduced(
+            torch.cat([dense_amcl(z_a, z_b, tau, **options), dense_amcl(z_b, z_a, tau.mT, **options)]), reduction
+        )
     dim = z_a.shape[2] if dim is None else dim
     losses = []
     for cosines, temperatures in zip(dense_scores(z_a, z_b, 1.0), tau.expand(2, *[z_a.shape[1]] * 2), strict=True):
@@ -349,6 +354,8 @@ AMCL = Case(
     options={
         "max": lambda i, g: {"negatives": "max", "beta": 1.0},
         "broadcast": lambda i, g: {"tau": i["tau"][:, :, :1].clone(), "dim": 9},
+        "symmetric": lambda i, g: {"symmetric": True},
+        "symmetric-max": lambda i, g: {"symmetric": True, "negatives": "max"},
     },
 )
 

@@ -268,6 +268,48 @@ def test_temperatures_may_be_of_another_precision(heads):
     assert mixed.item() == pytest.approx(amcl(first, second, tau).item(), rel=0.05)
 
 
+@pytest.mark.parametrize("negatives", ["logsumexp", "max"])
+@pytest.mark.parametrize("shape", [None, (), (3, 1, 1), (3, 5, 1)])
+def test_both_directions_at_once_are_the_two_calls(heads, negatives, shape, generator):
+    """Values in all reductions, and gradients of embeddings and temperatures, also of those that are broadcast."""
+    first, second, tau = heads
+    if shape is not None:
+        tau = 0.2 + torch.rand(shape, generator=generator, dtype=torch.float64)
+    options = {"negatives": negatives, "beta": 0.7, "dim": 9}
+    back = tau.mT if tau.ndim else tau
+    apart = [
+        amcl(first, second, tau, reduction="none", **options),
+        amcl(second, first, back, reduction="none", **options),
+    ]
+    each = amcl(first, second, tau, symmetric=True, reduction="none", **options)
+    assert each.shape == (10,)
+    torch.testing.assert_close(each, torch.cat(apart), **EXACT)
+    total, mean = (amcl(first, second, tau, symmetric=True, reduction=kind, **options) for kind in ("sum", "mean"))
+    torch.testing.assert_close(total, each.sum(), **EXACT)
+    torch.testing.assert_close(mean, (apart[0].mean() + apart[1].mean()) / 2, **EXACT)
+
+    leaves = [x.clone().requires_grad_() for x in (first, second, tau)]
+    once = torch.autograd.grad(amcl(*leaves, symmetric=True, **options), leaves)
+    back = leaves[2].mT if tau.ndim else leaves[2]
+    two = (amcl(*leaves, **options) + amcl(leaves[1], leaves[0], back, **options)) / 2
+    torch.testing.assert_close(once, torch.autograd.grad(two, leaves), **EXACT)
+
+
+@pytest.mark.parametrize("negatives", ["logsumexp", "max"])
+def test_both_directions_at_once_have_the_gradient_of_their_differences(heads, negatives):
+    def function(*inputs):
+        return amcl(*inputs, negatives=negatives, symmetric=True, reduction="none")
+
+    assert torch.autograd.gradcheck(function, [x.clone().requires_grad_() for x in heads])
+
+
+def test_exchanging_the_views_exchanges_the_anchors(heads):
+    first, second, tau = heads
+    there = amcl(first, second, tau, symmetric=True, reduction="none")
+    back = amcl(second, first, tau.mT, symmetric=True, reduction="none")
+    torch.testing.assert_close(back, there.roll(5), **EXACT)
+
+
 def test_raising_the_temperature_of_a_negative_lowers_its_pull(heads):
     """At beta 0, for a negative with a positive cosine."""
     first, _, tau = heads
