@@ -217,9 +217,13 @@ def ndcg_at_k(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, k: int 
         raise ValueError(f"scores must have shape (Q, D) with D >= 2, got {score.shape}")
     if not np.isfinite(score).all():
         raise ValueError(f"scores must be finite, got {score[~np.isfinite(score)][0]}")
-    # Averaging over the orders of tied documents takes scikit-learn a loop over queries.
-    distinct = bool((np.diff(np.sort(score, axis=1), axis=1) > 0).all())
-    return float(ndcg_score(relevant, score, k=k, ignore_ties=distinct))
+    # Averaging over the orders of tied documents takes scikit-learn a loop over queries, so only those that need it.
+    tied = (np.diff(np.sort(score, axis=1), axis=1) == 0).any(axis=1)
+    total = 0.0
+    for rows, ignore_ties in ((~tied, True), (tied, False)):
+        if rows.any():
+            total += rows.sum() * ndcg_score(relevant[rows], score[rows], k=k, ignore_ties=ignore_ties)
+    return float(total / len(score))
 
 
 def pooled_retrieval_auc(scores: ArrayLike | Tensor, relevance: ArrayLike | Tensor, top_negatives: int = 500) -> float:
