@@ -130,9 +130,6 @@ def mann_whitney(
     """
     _check_scores("pos", pos, "P")
     _check_scores("neg", neg, "M")
-    for name, value, size in (("pos", pos, "P"), ("neg", neg, "M")):
-        if not len(value):
-            raise ValueError(f"{name} must have shape ({size},) with {size} >= 1, got (0,)")
     check_same_dtype("neg", neg, "pos", pos)
     check_same_device("neg", neg, "pos", pos)
     check_positive("temperature", temperature)
@@ -342,10 +339,12 @@ def _sums_over_negatives(positive: Tensor, negative: Tensor, chunk_size: int) ->
 
 
 def _check_scores(name: str, scores: Tensor, symbol: str) -> None:
-    """Require floating-point scores in one dimension."""
+    """Require one or more floating-point scores in one dimension."""
     check_tensor(name, scores)
     check_floating(name, scores)
     check_shape(name, scores, f"({symbol},)", (None,))
+    if not len(scores):
+        raise ValueError(f"{name} must have shape ({symbol},) with {symbol} >= 1, got (0,)")
 
 
 def _check_similarities(sim: Tensor, mask: Tensor | None) -> None:
