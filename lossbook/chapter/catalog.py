@@ -28,8 +28,24 @@ class Paper:
     code: str | None = None
 
 
+class _Notebook:
+    """What is planned as a notebook, which its slug names."""
+
+    slug: str
+
+    @property
+    def notebook(self) -> Path:
+        """Where the notebook is, or will be."""
+        return notebooks_dir() / f"{self.slug}.ipynb"
+
+    @property
+    def written(self) -> bool:
+        """Whether the notebook exists."""
+        return self.notebook.is_file()
+
+
 @dataclass(frozen=True)
-class ChapterInfo:
+class ChapterInfo(_Notebook):
     """One planned chapter: ``slug`` carries the number, ``name`` does not, ``part`` counts from 1."""
 
     number: int
@@ -48,19 +64,9 @@ class ChapterInfo:
         """How messages name it."""
         return f"chapter {self.number}"
 
-    @property
-    def notebook(self) -> Path:
-        """Where the chapter's notebook is, or will be."""
-        return notebooks_dir() / f"{self.slug}.ipynb"
-
-    @property
-    def written(self) -> bool:
-        """Whether the notebook exists."""
-        return self.notebook.is_file()
-
 
 @dataclass(frozen=True)
-class ComparisonInfo:
+class ComparisonInfo(_Notebook):
     """A notebook that runs the losses of a part side by side: it reproduces no paper, and has no number or claims."""
 
     slug: str
@@ -76,16 +82,6 @@ class ComparisonInfo:
     def label(self) -> str:
         """How messages name it."""
         return f"comparison {self.slug}"
-
-    @property
-    def notebook(self) -> Path:
-        """Where the notebook is, or will be."""
-        return notebooks_dir() / f"{self.slug}.ipynb"
-
-    @property
-    def written(self) -> bool:
-        """Whether the notebook exists."""
-        return self.notebook.is_file()
 
 
 NotebookInfo = ChapterInfo | ComparisonInfo
